@@ -1,0 +1,45 @@
+"""Where time comes in: one Protocol, one real clock. Tests inject their own."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Tells the time of day; never used to measure how long something took."""
+
+    def now_us(self) -> int:
+        """Microseconds since 1970-01-01T00:00:00Z."""
+        ...
+
+
+class SystemClock:
+    """The clock of this host."""
+
+    def now_us(self) -> int:
+        """Microseconds since 1970-01-01T00:00:00Z, from CLOCK_REALTIME."""
+        return time.time_ns() // 1000
+
+
+def to_rfc3339(us: int) -> str:
+    """Microseconds since the epoch as RFC 3339 in UTC with exactly six decimals: `2026-11-24T08:00:00.000000Z`."""
+    seconds, micros = divmod(us, 1_000_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{micros:06d}Z"
+
+
+def from_rfc3339(text: str) -> int:
+    """Microseconds since the epoch of an RFC 3339 time.
+
+    Raises:
+        ValueError: not RFC 3339, or without an offset from UTC.
+    """
+    moment = datetime.datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        msg = "a time needs an offset from UTC, for example a final Z"
+        raise ValueError(msg)
+    return (moment - _EPOCH) // datetime.timedelta(microseconds=1)
+
+
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)

@@ -1,0 +1,241 @@
+"""Frames between the frontend and the authority: a call carries evidence of who asks and one ask; an answer carries one answer.
+
+The frontend vouches for nothing but "TLS delivered this chain, from this address". The authority validates the chain itself.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from keybroker.model.request import SignBody
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
+    """The root of everything that a frontend may ask. Closed: a frame with any other tag is refused."""
+
+
+class Whoami(Ask, frozen=True):
+    """What the broker sees of the caller."""
+
+
+class ListKeys(Ask, frozen=True):
+    """The keys that the caller may read."""
+
+
+class ShowKey(Ask, frozen=True):
+    """One key and its versions."""
+
+    key: str
+
+
+class ListJwks(Ask, frozen=True):
+    """The public keys that the caller may read."""
+
+
+class Sign(Ask, frozen=True):
+    """One use of one key."""
+
+    key: str
+    body: SignBody
+    idempotency_key: str = ""
+
+
+class SignBatch(Ask, frozen=True):
+    """Up to 1,000 uses of one key. `body_sha256` is over the whole HTTP body, for the idempotency key."""
+
+    key: str
+    items: tuple[SignBody, ...]
+    idempotency_key: str = ""
+    body_sha256: bytes = b""
+
+
+class Explain(Ask, frozen=True):
+    """The decision that `Sign` would get; no key is used."""
+
+    key: str
+    body: SignBody
+
+
+class QueryRecords(Ask, frozen=True):
+    """A page of the record, oldest first. Empty strings do not filter; times are microseconds since the epoch, 0 for none."""
+
+    workload: str = ""
+    key: str = ""
+    principal: str = ""
+    kind: str = ""
+    outcome: str = ""
+    use: str = ""
+    since_us: int = 0
+    until_us: int = 0
+    cursor: str = ""
+    limit: int = 100
+
+
+class ShowRecord(Ask, frozen=True):
+    """One record by its index in the log."""
+
+    index: int
+
+
+class Health(Ask, frozen=True):
+    """Can this broker sign? Asked for `/readyz`, on behalf of nobody."""
+
+
+class Metrics(Ask, frozen=True):
+    """The authority's metrics, asked for `/metrics`, on behalf of nobody."""
+
+
+AnyAsk = (
+    Whoami | ListKeys | ShowKey | ListJwks | Sign | SignBatch | Explain | QueryRecords | ShowRecord | Health | Metrics
+)
+
+
+class Call(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One ask.
+
+    Attributes:
+        id: pairs the answer with the call on one connection.
+        chain: the client's certificates as TLS delivered them, DER, leaf first; empty for Health and Metrics.
+        address: the client's IP address.
+        traceparent: W3C trace context, or empty.
+        request_id: a ULID; the `instance` of a problem.
+        proof: room for a proof signed by the caller; empty until there is one.
+    """
+
+    id: int
+    ask: AnyAsk
+    chain: tuple[bytes, ...] = ()
+    address: str = ""
+    traceparent: str = ""
+    request_id: str = ""
+    proof: bytes = b""
+
+
+class Reply(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
+    """The root of everything that the authority may answer."""
+
+
+class Problem(Reply, frozen=True):
+    """A refusal: the parts of a `RefusalError`, by code. `use` names the use where an intent was recorded."""
+
+    code: str
+    detail: str
+    pointers: tuple[tuple[str, str], ...] = ()
+    reasons: tuple[str, ...] = ()
+    retry_after: int = 0
+    use: str = ""
+
+
+class WhoamiReply(Reply, frozen=True):
+    """What the broker sees. Times are RFC 3339."""
+
+    spiffe_id: str
+    trust_domain: str
+    svid_sha256: str
+    not_after: str
+    address: str
+    networks: tuple[str, ...]
+    roles: tuple[str, ...]
+    evidence: tuple[str, ...] = ()
+
+
+class PublicVersion(msgspec.Struct, frozen=True, array_like=True):
+    """One version of a key, as anyone who may read it sees it. `spki` is DER."""
+
+    version: int
+    family: str
+    state: str
+    spki: bytes
+    spki_sha256: str
+
+
+class KeyReply(Reply, frozen=True):
+    """One key; versions oldest first, the last enabled one signs."""
+
+    name: str
+    labels: dict[str, str]
+    algorithms: tuple[str, ...]
+    versions: tuple[PublicVersion, ...]
+
+
+class KeysReply(Reply, frozen=True):
+    """The keys that the caller may read."""
+
+    keys: tuple[KeyReply, ...]
+
+
+class Signed(Reply, frozen=True):
+    """A released signature and where its use is on record."""
+
+    signature: bytes
+    key: str
+    version: int
+    algorithm: str
+    use: str
+    log: str
+    intent: int
+    outcome: int
+
+
+class BatchReply(Reply, frozen=True):
+    """One answer per item, in order."""
+
+    results: tuple[Signed | Problem, ...]
+
+
+class ExplainReply(Reply, frozen=True):
+    """The decision and what would still be needed."""
+
+    allow: bool
+    reasons: tuple[str, ...]
+    grants: tuple[str, ...]
+    policy: str
+    needs: tuple[str, ...]
+    record: int
+
+
+class RecordsReply(Reply, frozen=True):
+    """Leaves exactly as stored: canonical JSON. `next` is the cursor of the next page, empty at the end."""
+
+    records: tuple[bytes, ...]
+    next: str
+
+
+class HealthReply(Reply, frozen=True):
+    """`ready` says whether this broker can sign now; `parts` says what each part thinks of itself, in words."""
+
+    ready: bool
+    parts: dict[str, str]
+
+
+class MetricsReply(Reply, frozen=True):
+    """Prometheus text format."""
+
+    text: bytes
+
+
+AnyReply = (
+    Problem
+    | WhoamiReply
+    | KeyReply
+    | KeysReply
+    | Signed
+    | BatchReply
+    | ExplainReply
+    | RecordsReply
+    | HealthReply
+    | MetricsReply
+)
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One reply to the call with the same id."""
+
+    id: int
+    reply: AnyReply
+
+
+MAX_CALL_BYTES = 4 * 1024 * 1024  # 1 MiB of batch, its chain, and room to spare
+MAX_ANSWER_BYTES = 16 * 1024 * 1024  # a page of records is cut at 8 MiB
+MAX_CHAIN_CERTIFICATES = 8
+MAX_CHAIN_BYTES = 64 * 1024

@@ -1,0 +1,99 @@
+"""The audit record: one leaf of the log (docs/reference/record.md). Only the shape; the bytes are made in `audit/`."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import msgspec
+
+RECORD_VERSION = 1
+MAX_LEAF_BYTES = 65_535
+
+
+class RecordKind(enum.Enum):
+    """What a record is about."""
+
+    START = "start"
+    INTENT = "intent"
+    OUTCOME = "outcome"
+    DENIAL = "denial"
+    READ = "read"
+    SECURITY = "security"
+    ADMIN = "admin"
+
+
+class Outcome(enum.Enum):
+    """How a use ended."""
+
+    SIGNED = "signed"
+    FAILED = "failed"  # the token said no; no signature exists
+    WITHHELD = "withheld"  # a signature was made and destroyed, because the use would now be refused
+    UNKNOWN = "unknown"  # the token may have signed; nothing was released
+
+
+class SvidFacts(msgspec.Struct, frozen=True):
+    """The caller's certificate. `not_after` is RFC 3339."""
+
+    sha256: str
+    serial: str
+    not_after: str
+    address: str
+
+
+class KeyFacts(msgspec.Struct, frozen=True):
+    """The key version that was used."""
+
+    name: str
+    version: int
+    spki_sha256: str
+
+
+class Tbs(msgspec.Struct, frozen=True):
+    """The digest that is signed (for Ed25519 the SHA-512 of the message), lower-case hex."""
+
+    hash: str
+    value: str
+
+
+class TokenFacts(msgspec.Struct, frozen=True):
+    """The PKCS#11 token that was asked."""
+
+    serial: str
+    label: str
+
+
+class TrailFacts(msgspec.Struct, frozen=True):
+    """The per-workload chain: `previous` is the leaf hash of the record before in this trail, empty for the first."""
+
+    id: str
+    index: int
+    previous: str
+
+
+EMPTY = msgspec.Raw(b"{}")
+
+
+class Draft(msgspec.Struct, frozen=True):
+    """A record before it has a place in the log: what the one who asks for it knows.
+
+    Attributes:
+        trail: the SPIFFE ID whose trail this belongs to; empty for records about the broker itself.
+        request: canonical JSON of the policy input.
+        decision: canonical JSON of the decision.
+    """
+
+    kind: RecordKind
+    trail: str = ""
+    use: str = ""
+    retry_of: str = ""
+    request: msgspec.Raw = EMPTY
+    svid: SvidFacts | None = None
+    key: KeyFacts | None = None
+    tbs: Tbs | None = None
+    decision: msgspec.Raw = EMPTY
+    outcome: Outcome | None = None
+    signature_sha256: str = ""
+    token: TokenFacts | None = None
+    trace_id: str = ""
+    body: dict[str, Any] = {}  # noqa: RUF012  msgspec copies a mutable default for each instance
