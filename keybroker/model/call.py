@@ -85,9 +85,7 @@ class Metrics(Ask, frozen=True):
     """The authority's metrics, asked for `/metrics`, on behalf of nobody."""
 
 
-AnyAsk = (
-    Whoami | ListKeys | ShowKey | ListJwks | Sign | SignBatch | Explain | QueryRecords | ShowRecord | Health | Metrics
-)
+AnyAsk = Whoami | ListKeys | ShowKey | ListJwks | Sign | SignBatch | Explain | QueryRecords | ShowRecord | Health | Metrics
 
 
 class Call(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -214,18 +212,7 @@ class MetricsReply(Reply, frozen=True):
     text: bytes
 
 
-AnyReply = (
-    Problem
-    | WhoamiReply
-    | KeyReply
-    | KeysReply
-    | Signed
-    | BatchReply
-    | ExplainReply
-    | RecordsReply
-    | HealthReply
-    | MetricsReply
-)
+AnyReply = Problem | WhoamiReply | KeyReply | KeysReply | Signed | BatchReply | ExplainReply | RecordsReply | HealthReply | MetricsReply
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

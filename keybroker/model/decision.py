@@ -46,7 +46,7 @@ class KeyInput(msgspec.Struct, frozen=True):
     name: str = ""
     version: int = 0
     family: str = ""
-    labels: dict[str, str] = {}  # noqa: RUF012  msgspec copies a mutable default for each instance
+    labels: dict[str, str] = {}
 
 
 class ContentInput(msgspec.Struct, frozen=True):
@@ -55,7 +55,7 @@ class ContentInput(msgspec.Struct, frozen=True):
     type: str = ""
     size: int = 0
     media_type: str = ""
-    fields: dict[str, str] = {}  # noqa: RUF012  as above
+    fields: dict[str, str] = {}
 
 
 class PolicyInput(msgspec.Struct, frozen=True):

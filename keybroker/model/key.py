@@ -72,9 +72,7 @@ _FAMILIES = {
     Algorithm.RS512: KeyFamily.RSA,
     Algorithm.ED25519: KeyFamily.ED25519,
 }
-_HASHES = {
-    algorithm: "sha512" if algorithm is Algorithm.ED25519 else f"sha{algorithm.value[2:]}" for algorithm in Algorithm
-}
+_HASHES = {algorithm: "sha512" if algorithm is Algorithm.ED25519 else f"sha{algorithm.value[2:]}" for algorithm in Algorithm}
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,4 +96,4 @@ class Draft(msgspec.Struct, frozen=True):
     signature_sha256: str = ""
     token: TokenFacts | None = None
     trace_id: str = ""
-    body: dict[str, Any] = {}  # noqa: RUF012  msgspec copies a mutable default for each instance
+    body: dict[str, Any] = {}

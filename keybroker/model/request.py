@@ -66,9 +66,7 @@ class SignBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
             if self.algorithm.signs_message:
                 faults.append(("/digest", f"{self.algorithm.value} signs messages; send `message`"))
             elif len(self.digest) != self.algorithm.digest_size:
-                faults.append(
-                    ("/digest", f"{self.algorithm.value} takes a digest of {self.algorithm.digest_size} bytes")
-                )
+                faults.append(("/digest", f"{self.algorithm.value} takes a digest of {self.algorithm.digest_size} bytes"))
         if self.format is not msgspec.UNSET and not self.algorithm.is_ecdsa:
             faults.append(("/format", "only ECDSA signatures have a format"))
         if len(self.reason) > MAX_REASON_CHARACTERS:

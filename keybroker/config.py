@@ -1,0 +1,252 @@
+"""One YAML file, one frozen section per room. Unknown keys are refused; nothing that decides trust has a default.
+
+A host that runs one room needs only that room's section. Paths are relative to the file. Secrets are paths, never values.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from keybroker.errors import ConfigError
+from keybroker.model.key import KEY_NAME
+from keybroker.yaml_document import YamlDocument
+
+_TOKEN_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+_HEX = re.compile(r"(?:[0-9a-fA-F]{2})*")
+_LOG_ORIGIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9./_-]{0,127}")
+
+Place = tuple[str | int, ...]
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Strict and frozen, like everything in this file."""
+
+
+class FrontendConfig(Section, frozen=True, kw_only=True):
+    """The room that faces the network.
+
+    Attributes:
+        listen: `ADDRESS:PORT` of the service, mTLS.
+        operations: `ADDRESS:PORT` of /livez, /readyz and /metrics, plain HTTP; keep it on loopback.
+        svid: PEM file with the broker's own chain and key; reloaded when it changes.
+        bundles: trust domain name to its bundle file, PEM or SPIFFE bundle document; reloaded when they change.
+        authority: the authority's socket.
+        authority_user: the user that the authority runs as; the frontend's own if absent.
+        max_connections: open client connections, all together.
+        max_connections_per_address: the same, from one IP address.
+    """
+
+    listen: str
+    operations: str = "127.0.0.1:9443"
+    svid: Path
+    bundles: dict[str, Path]
+    authority: Path
+    authority_user: str = ""
+    max_connections: int = 4096
+    max_connections_per_address: int = 512
+
+
+class KeyVersionConfig(Section, frozen=True, kw_only=True):
+    """Where one version of a key lives: CKA_LABEL and CKA_ID (hex) of its private key. At least one is given."""
+
+    version: int
+    object: str = ""
+    id: str = ""
+
+
+class KeyConfig(Section, frozen=True, kw_only=True):
+    """One key. The highest version signs.
+
+    Attributes:
+        token: the name of a token in `authority.tokens`.
+        versions: at least one.
+        labels: free text, part of the policy input.
+    """
+
+    token: str
+    versions: tuple[KeyVersionConfig, ...]
+    labels: dict[str, str] = {}
+
+
+class TokenLink(Section, frozen=True, kw_only=True):
+    """How the authority reaches the workers of one token.
+
+    Attributes:
+        sockets: one per worker, the same list as in the hsm section.
+        hsm_user: the user that the workers run as; the authority's own if absent.
+        deadline_ms: after this long a request gives up on an answer.
+    """
+
+    sockets: tuple[Path, ...]
+    hsm_user: str = ""
+    deadline_ms: int = 6_000
+
+
+class AuthorityConfig(Section, frozen=True, kw_only=True):
+    """The room that decides and records.
+
+    Attributes:
+        socket: where it listens for the frontend.
+        frontend_user: the user that the frontend runs as; the authority's own if absent.
+        state: directory of the database.
+        log: the origin of the record, a schema-less URL such as `example.org/broker-1`. Never changes once there are records.
+        bundles: trust domain name to its bundle file; the authority validates every chain itself.
+        deny_list: file of SPIFFE IDs that are refused whatever their SVID says; reloaded when it changes.
+        grants: directory of grant files; reloaded when they change.
+        policy: another compiled policy than the one that is built in.
+        tokens: by name.
+        keys: by name.
+        allow_nonconforming_svids: rules of X.509-SVID sections 4.3 and 4.4 that issuers break and this broker lets pass.
+    """
+
+    socket: Path
+    frontend_user: str = ""
+    state: Path
+    log: str
+    bundles: dict[str, Path]
+    deny_list: Path | None = None
+    grants: Path
+    policy: Path | None = None
+    tokens: dict[str, TokenLink]
+    keys: dict[str, KeyConfig]
+    allow_nonconforming_svids: tuple[str, ...] = ()
+
+
+class TokenConfig(Section, frozen=True, kw_only=True):
+    """One PKCS#11 token.
+
+    Attributes:
+        uri: PKCS#11 URI (RFC 7512) with `module-path` and `pin-source=file:`; must name exactly one token.
+        sockets: one worker process, with one session, per socket.
+        deadline_ms: a worker whose call takes longer is killed.
+        module_environment: variables that the module reads its own configuration from; values are paths.
+    """
+
+    uri: str
+    sockets: tuple[Path, ...]
+    deadline_ms: int = 5_000
+    module_environment: dict[str, Path] = {}
+
+
+class HsmConfig(Section, frozen=True, kw_only=True):
+    """The room that holds PINs and sessions. In production one file, one user and one process tree per token.
+
+    Attributes:
+        authority_user: the user that the authority runs as; the worker's own if absent.
+        tokens: by name.
+    """
+
+    authority_user: str = ""
+    tokens: dict[str, TokenConfig]
+
+
+class TelemetryConfig(Section, frozen=True, kw_only=True):
+    """Logs. `log_level` is debug, info, warning or error; `log_format` is json or console."""
+
+    log_level: str = "info"
+    log_format: str = "json"
+
+
+class Config(Section, frozen=True, kw_only=True):
+    """The whole file."""
+
+    frontend: FrontendConfig | None = None
+    authority: AuthorityConfig | None = None
+    hsm: HsmConfig | None = None
+    telemetry: TelemetryConfig = TelemetryConfig()
+
+
+def load(path: Path) -> Config:
+    """Read, type and check a configuration file; every path in it becomes absolute.
+
+    Raises:
+        ConfigError: names file, line, field and cure.
+    """
+    document = YamlDocument.load(path)
+    base = path.resolve().parent
+
+    def resolve(type_: type, value: Any) -> Any:
+        if type_ is Path and isinstance(value, str):
+            return base / Path(value).expanduser()
+        msg = f"expected a path, got {type(value).__name__}"
+        raise ValueError(msg)
+
+    config = document.convert(Config, dec_hook=resolve)
+    _check(document, config)
+    return config
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """Split `127.0.0.1:8443` or `[::1]:8443`.
+
+    Raises:
+        ConfigError: not an IP address and a port.
+    """
+    host, _, port = text.rpartition(":")
+    try:
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        number = int(port)
+    except ValueError as err:
+        msg = f"{text!r} is not ADDRESS:PORT, for example 127.0.0.1:8443 or [::1]:8443"
+        raise ConfigError(msg) from err
+    if not 0 < number < 65_536:
+        msg = f"{text!r}: a port is between 1 and 65535"
+        raise ConfigError(msg)
+    return str(address), number
+
+
+def _check(document: YamlDocument, config: Config) -> None:
+    if config.frontend:
+        _check_frontend(document, config.frontend)
+    if config.authority:
+        _check_authority(document, config.authority)
+    for name, token in config.hsm.tokens.items() if config.hsm else ():
+        place = ("hsm", "tokens", name)
+        _check_token(document, place, token.sockets)
+        _require(document, (*place, "deadline_ms"), "between 10 and 60000", holds=10 <= token.deadline_ms <= 60_000)
+
+
+def _check_frontend(document: YamlDocument, frontend: FrontendConfig) -> None:
+    for name in ("listen", "operations"):
+        try:
+            host_and_port(getattr(frontend, name))
+        except ConfigError as err:
+            _require(document, ("frontend", name), str(err), holds=False)
+    _require(document, ("frontend", "bundles"), "name at least one trust domain", holds=bool(frontend.bundles))
+
+
+def _check_authority(document: YamlDocument, authority: AuthorityConfig) -> None:
+    top: Place = ("authority",)
+    _require(document, (*top, "bundles"), "name at least one trust domain", holds=bool(authority.bundles))
+    _require(document, (*top, "log"), "a name such as example.org/broker-1", holds=bool(_LOG_ORIGIN.fullmatch(authority.log)))
+    for name, link in authority.tokens.items():
+        _check_token(document, (*top, "tokens", name), link.sockets)
+    for name, key in authority.keys.items():
+        place = (*top, "keys", name)
+        _require(document, place, "a key name is [a-z0-9][a-z0-9._-]{0,63}", holds=bool(KEY_NAME.fullmatch(name)))
+        _require(document, (*place, "token"), "no such token under authority.tokens", holds=key.token in authority.tokens)
+        numbers = [version.version for version in key.versions]
+        is_rising = bool(numbers) and numbers[0] > 0 and numbers == sorted(set(numbers))
+        _require(document, (*place, "versions"), "at least one, numbered from 1, rising", holds=is_rising)
+        for index, version in enumerate(key.versions):
+            spot = (*place, "versions", index)
+            is_named = bool(version.object or version.id)
+            _require(document, spot, "give `object` (CKA_LABEL), `id` (CKA_ID, hex) or both", holds=is_named)
+            _require(document, (*spot, "id"), "must be hex", holds=bool(_HEX.fullmatch(version.id)))
+
+
+def _check_token(document: YamlDocument, place: Place, sockets: tuple[Path, ...]) -> None:
+    name = str(place[-1])
+    _require(document, place, "lower-case letters, digits and -, at most 32", holds=bool(_TOKEN_NAME.fullmatch(name)))
+    _require(document, (*place, "sockets"), "at least one socket", holds=bool(sockets))
+
+
+def _require(document: YamlDocument, place: Place, text: str, *, holds: bool) -> None:
+    if not holds:
+        msg = f"{document.where(place)}: {'.'.join(map(str, place))}: {text}"
+        raise ConfigError(msg)
