@@ -44,6 +44,7 @@ class RefusalError(KeyBrokerError):
         pointers: (JSON pointer, what is wrong there) pairs, where the fault is in a body.
         reasons: machine-readable rule names, from the policy.
         retry_after: whole seconds after which trying again makes sense; 0 where it does not.
+        request_id: how the broker names the request in its record and log; only where the refusal came over the network.
     """
 
     code: ClassVar[str] = ""
@@ -56,12 +57,14 @@ class RefusalError(KeyBrokerError):
         pointers: tuple[tuple[str, str], ...] = (),
         reasons: tuple[str, ...] = (),
         retry_after: int = 0,
+        request_id: str = "",
     ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.pointers = pointers
         self.reasons = reasons
         self.retry_after = retry_after
+        self.request_id = request_id
 
     def __init_subclass__(cls) -> None:
         RefusalError.registry[cls.code] = cls

@@ -1,0 +1,149 @@
+"""Where calls of the frontend arrive: identify the caller, hand the ask to the one who does it, turn refusals into frames.
+
+The frontend is not trusted with anything but carrying bytes: the chain is validated here, on every call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol, assert_never
+
+from keybroker.authority.metrics import AuthorityMetrics
+from keybroker.authority.reads import Reads
+from keybroker.authority.security_events import SecurityEvents
+from keybroker.authority.service import KeyUseService, problem_of
+from keybroker.authority.uses import Asker
+from keybroker.errors import OverloadedError, RefusalError, SvidInvalidError, UnauthenticatedError
+from keybroker.identity.x509_svid import SvidValidator
+from keybroker.model.call import (
+    Answer,
+    AnyReply,
+    BatchReply,
+    Call,
+    Explain,
+    Health,
+    HealthReply,
+    ListJwks,
+    ListKeys,
+    Metrics,
+    MetricsReply,
+    QueryRecords,
+    ShowKey,
+    ShowRecord,
+    Sign,
+    SignBatch,
+    Whoami,
+)
+from keybroker.model.identity import Caller
+from keybroker.telemetry import logger
+from keybroker.wire import Channel
+
+_log = logger()
+
+CallerChannel = Channel[Call, Answer]
+
+
+class Networks(Protocol):
+    """Whatever knows which named networks an address is in."""
+
+    def networks_of(self, address: str) -> tuple[str, ...]:
+        """Names, in order; empty for an address in none."""
+        ...
+
+
+class Desk:
+    """Takes calls, one task each."""
+
+    def __init__(
+        self,
+        *,
+        validator: SvidValidator,
+        networks: Networks,
+        service: KeyUseService,
+        reads: Reads,
+        security: SecurityEvents,
+        metrics: AuthorityMetrics,
+        health: Callable[[], HealthReply],
+        metrics_text: Callable[[], bytes],
+    ) -> None:
+        self._validator = validator
+        self._networks = networks
+        self._service = service
+        self._reads = reads
+        self._security = security
+        self._metrics = metrics
+        self._health = health
+        self._metrics_text = metrics_text
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def on_call(self, channel: CallerChannel, call: Call) -> None:
+        """Begin to answer a call."""
+        task = asyncio.get_running_loop().create_task(self._answer(channel, call))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def on_end(self, _channel: CallerChannel, why: Exception | None) -> None:
+        """A frontend has gone; what it asked for is finished and recorded all the same."""
+        if why is not None:
+            _log.warning("frontend connection ended", why=str(why))
+
+    async def drain(self, seconds: float) -> None:
+        """Wait for the calls under way."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
+
+    async def _answer(self, channel: CallerChannel, call: Call) -> None:
+        reply: AnyReply
+        try:
+            reply = await self._reply(call)
+        except RefusalError as err:
+            reply = problem_of(err)
+        except Exception:  # noqa: BLE001  a fault of ours must be an answer, not a silence
+            _log.exception("call failed", request_id=call.request_id)
+            reply = problem_of(OverloadedError("The request could not be finished.", retry_after=1))
+        channel.send(Answer(call.id, reply))
+
+    async def _reply(self, call: Call) -> AnyReply:  # noqa: C901, PLR0911  one line for each ask
+        match call.ask:
+            case Health():
+                return self._health()
+            case Metrics():
+                return MetricsReply(self._metrics_text())
+        asker = self._identify(call)
+        match call.ask:
+            case Sign():
+                return await self._service.sign(asker, call.ask)
+            case SignBatch():
+                return BatchReply(await self._service.sign_batch(asker, call.ask))
+            case Explain():
+                return await self._service.explain(asker, call.ask)
+            case Whoami():
+                return await self._reads.whoami(asker)
+            case ListKeys() | ListJwks():
+                return await self._reads.list_keys(asker)
+            case ShowKey():
+                return await self._reads.show_key(asker, call.ask)
+            case QueryRecords():
+                return await self._reads.query_records(asker, call.ask)
+            case ShowRecord():
+                return await self._reads.show_record(asker, call.ask)
+            case _:
+                assert_never(call.ask)
+
+    def _identify(self, call: Call) -> Asker:
+        """Step 1 of the one order.
+
+        Raises:
+            UnauthenticatedError, SvidInvalidError: nobody that this broker knows. On record, counted.
+        """
+        if not call.chain:
+            raise UnauthenticatedError("Connect with an X.509-SVID.")
+        try:
+            svid = self._validator.validate(call.chain)
+        except SvidInvalidError as err:
+            self._metrics.refused(err.code)
+            self._security.note("svid-invalid", f"{' '.join(err.reasons)} from {call.address}")
+            raise
+        trace_id = call.traceparent.split("-")[1] if call.traceparent else ""
+        return Asker(Caller(svid, call.address), call.chain, call.request_id, trace_id, self._networks.networks_of(call.address))

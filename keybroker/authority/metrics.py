@@ -1,0 +1,49 @@
+"""What the authority counts, in Prometheus's words. No label has unbounded values: keys are the configured ones, a SPIFFE ID is none."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from keybroker.model.record import Outcome
+
+_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_STAGES = ("decide", "record", "hsm", "check", "release")
+
+
+class AuthorityMetrics:
+    """One registry, so that tests can have several in one process."""
+
+    def __init__(self, keys: list[str]) -> None:
+        self._registry = CollectorRegistry()
+        signs = Counter("keybroker_sign", "Uses of keys by how they ended", ["outcome", "key"], registry=self._registry)
+        self._signs = {(outcome, key): signs.labels(outcome.value, key) for outcome in Outcome for key in keys}
+        seconds = Histogram("keybroker_sign_seconds", "Where a use spends its time", ["stage"], buckets=_BUCKETS, registry=self._registry)
+        self._stages = {stage: seconds.labels(stage) for stage in _STAGES}
+        self._refusals = Counter("keybroker_refusals", "Requests for keys that were refused, by code", ["code"], registry=self._registry)
+        self._security = Counter("keybroker_security_events", "Things that should not happen", ["event"], registry=self._registry)
+        self._sessions = Gauge("keybroker_hsm_sessions", "Workers by token and state", ["token", "state"], registry=self._registry)
+        self._log_size = Gauge("keybroker_log_size", "Records in the log", registry=self._registry)
+
+    def signed(self, outcome: Outcome, key: str) -> None:
+        """A use has ended."""
+        self._signs[outcome, key].inc()
+
+    def stage(self, stage: str, seconds: float) -> None:
+        """A stage of a use took so long."""
+        self._stages[stage].observe(seconds)
+
+    def refused(self, code: str) -> None:
+        """A request was refused, with this problem code."""
+        self._refusals.labels(code).inc()
+
+    def security(self, event: str) -> None:
+        """A security event of this name."""
+        self._security.labels(event).inc()
+
+    def text(self, sessions: dict[str, tuple[int, int]], log_size: int) -> bytes:
+        """Everything in Prometheus's text format."""
+        for token, (serving, configured) in sessions.items():
+            self._sessions.labels(token, "serving").set(serving)
+            self._sessions.labels(token, "lost").set(configured - serving)
+        self._log_size.set(log_size)
+        return generate_latest(self._registry)

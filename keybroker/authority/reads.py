@@ -1,0 +1,193 @@
+"""Everything a caller may read: who am I, which keys, what is on record. Reading the record is itself recorded."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+
+from keybroker.audit.leaf import canonical, decode
+from keybroker.authority.journal import Entry, Journal
+from keybroker.authority.keyring import KeyEntry, Keyring
+from keybroker.authority.metrics import AuthorityMetrics
+from keybroker.authority.service import Rules
+from keybroker.authority.store.reader import Reader, RecordFilter
+from keybroker.authority.uses import Asker, key_input
+from keybroker.clock import to_rfc3339
+from keybroker.errors import DeniedError, InvalidError, NotFoundError, PolicyFailedError
+from keybroker.model.call import KeyReply, KeysReply, PublicVersion, QueryRecords, RecordsReply, ShowKey, ShowRecord, WhoamiReply
+from keybroker.model.decision import Decision, KeyInput, PolicyInput, TargetInput, Verdict
+from keybroker.model.record import Draft, RecordKind
+
+MAX_PAGE = 1_000
+
+
+class Reads:
+    """Answers questions; uses no key.
+
+    Args:
+        reader: used by this object's own thread only.
+    """
+
+    def __init__(self, rules: Rules, keyring: Keyring, journal: Journal, reader: Reader, metrics: AuthorityMetrics) -> None:
+        self._rules = rules
+        self._keyring = keyring
+        self._journal = journal
+        self._reader = reader
+        self._metrics = metrics
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reader")
+
+    def close(self) -> None:
+        """End the reading thread."""
+        self._thread.shutdown(wait=True)
+        self._reader.close()
+
+    async def whoami(self, asker: Asker) -> WhoamiReply:
+        """What the broker sees of the caller. Its roles are what the rules let it do now."""
+        roles = []
+        if (await self._may_read_trail(asker, "")).verdict is Verdict.ALLOW:
+            roles.append("auditor")
+        if (await self.list_keys(asker)).keys:
+            roles.append("workload")
+        svid = asker.caller.svid
+        return WhoamiReply(
+            spiffe_id=svid.id.text,
+            trust_domain=svid.id.trust_domain,
+            svid_sha256=svid.sha256,
+            not_after=to_rfc3339(svid.not_after * 1_000_000),
+            address=asker.caller.address,
+            networks=asker.networks,
+            roles=tuple(roles),
+        )
+
+    async def list_keys(self, asker: Asker) -> KeysReply:
+        """The keys whose public half the caller may read."""
+        entries = [entry for name in self._keyring.names() if (entry := self._keyring.find(name))]
+        return KeysReply(tuple([_key_reply(entry) for entry in entries if await self._may_read_key(asker, entry.name, entry)]))
+
+    async def show_key(self, asker: Asker, ask: ShowKey) -> KeyReply:
+        """One key.
+
+        Raises:
+            NotFoundError: no such key, or none for this caller: decided the same way, said the same way.
+        """
+        entry = self._keyring.find(ask.key)
+        if not await self._may_read_key(asker, ask.key, entry) or entry is None:
+            self._metrics.refused(NotFoundError.code)
+            raise NotFoundError("There is no such key, or nothing of it is granted to you.")
+        return _key_reply(entry)
+
+    async def query_records(self, asker: Asker, ask: QueryRecords) -> RecordsReply:
+        """A page of the record, oldest first. Without `workload`: everything the caller may read.
+
+        Raises:
+            DeniedError: the caller may not read that trail.
+            InvalidError: a filter that cannot be used.
+        """
+        trail, decision = await self._allowed_trail(asker, ask.workload)
+        wanted = RecordFilter(
+            trail=trail,
+            key=ask.key,
+            kind=ask.kind,
+            outcome=ask.outcome,
+            use=ask.use,
+            since_us=ask.since_us or None,
+            until_us=ask.until_us or None,
+            after=_after(ask.cursor),
+            limit=max(1, min(ask.limit, MAX_PAGE)),
+        )
+        if ask.principal:  # no request can carry a principal yet, so none of the records has one
+            return RecordsReply((), "")
+        await self._record_read(asker, _audit_input(asker, trail), decision, what="records")
+        page = await asyncio.get_running_loop().run_in_executor(self._thread, self._reader.page, wanted)
+        return RecordsReply(page.leaves, "" if page.last is None else str(page.last))
+
+    async def show_record(self, asker: Asker, ask: ShowRecord) -> RecordsReply:
+        """One record.
+
+        Raises:
+            NotFoundError: there is none, or the caller may not read it.
+        """
+        leaf = await asyncio.get_running_loop().run_in_executor(self._thread, self._reader.leaf, ask.index)
+        trail = decode(leaf)["trail"].get("id", "") if leaf else ""
+        decision = await self._may_read_trail(asker, trail)
+        if decision.verdict is not Verdict.ALLOW:
+            decision = await self._may_read_trail(asker, "")
+        missing = NotFoundError("There is no such record, or it is not yours to read.")
+        if decision.verdict is not Verdict.ALLOW:
+            await self._deny(asker, "", decision, missing)
+            raise missing
+        if leaf is None:
+            raise missing
+        await self._record_read(asker, _audit_input(asker, trail), decision, what=f"record {ask.index}")
+        return RecordsReply((leaf,), "")
+
+    async def _allowed_trail(self, asker: Asker, workload: str) -> tuple[str, Decision]:
+        """The trail that may be read, empty for the whole record: what was asked for, or else the caller's own."""
+        decision = await self._may_read_trail(asker, workload)
+        if decision.verdict is Verdict.DENY and not workload:
+            workload = asker.caller.id.text
+            decision = await self._may_read_trail(asker, workload)
+        match decision.verdict:
+            case Verdict.ALLOW:
+                return workload, decision
+            case Verdict.DENY:
+                denied = DeniedError("No rule lets you read that trail.", reasons=decision.reasons)
+                await self._deny(asker, workload, decision, denied)
+                raise denied
+            case Verdict.FAILED:
+                failed = PolicyFailedError("The rules gave no usable answer.", retry_after=1)
+                await self._deny(asker, workload, decision, failed)
+                raise failed
+
+    async def _may_read_trail(self, asker: Asker, workload: str) -> Decision:
+        return await self._rules.engine.decide(canonical(_audit_input(asker, workload)))
+
+    async def _may_read_key(self, asker: Asker, name: str, entry: KeyEntry | None) -> bool:
+        version = entry.current if entry else None
+        key = key_input(entry.labels, version) if entry and version else KeyInput()
+        question = PolicyInput(caller=asker.policy_caller(), operation="read-key", target=TargetInput("key", name), key=key)
+        return (await self._rules.engine.decide(canonical(question))).verdict is Verdict.ALLOW
+
+    async def _record_read(self, asker: Asker, question: PolicyInput, decision: Decision, *, what: str) -> None:
+        await self._journal.write(Entry(_draft(RecordKind.READ, asker, question, decision, what=what)))
+
+    async def _deny(
+        self, asker: Asker, workload: str, decision: Decision, refusal: DeniedError | NotFoundError | PolicyFailedError
+    ) -> None:
+        self._metrics.refused(refusal.code)
+        await self._journal.write(Entry(_draft(RecordKind.DENIAL, asker, _audit_input(asker, workload), decision, code=refusal.code)))
+
+
+def _audit_input(asker: Asker, workload: str) -> PolicyInput:
+    return PolicyInput(caller=asker.policy_caller(), operation="read-audit", target=TargetInput("trail", "", workload))
+
+
+def _draft(kind: RecordKind, asker: Asker, question: PolicyInput, decision: Decision, **body: str) -> Draft:
+    return Draft(
+        kind=kind,
+        trail=asker.caller.id.text,
+        request=msgspec.Raw(canonical(question)),
+        svid=asker.svid_facts(),
+        decision=msgspec.Raw(decision.record),
+        trace_id=asker.trace_id,
+        body={"request_id": asker.request_id, **body},
+    )
+
+
+def _key_reply(entry: KeyEntry) -> KeyReply:
+    return KeyReply(
+        name=entry.name,
+        labels=dict(entry.labels),
+        algorithms=tuple(each.value for each in entry.algorithms),
+        versions=tuple(PublicVersion(each.version, each.family.value, "enabled", each.spki, each.spki_sha256) for each in entry.versions),
+    )
+
+
+def _after(cursor: str) -> int:
+    if not cursor:
+        return -1
+    if not cursor.isdecimal() or len(cursor) > 15:
+        raise InvalidError("The cursor is not one of ours.", pointers=(("/cursor", "use `next` of the page before, unchanged"),))
+    return int(cursor)

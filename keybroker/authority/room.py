@@ -1,0 +1,154 @@
+"""The authority's process: everything it is made of, put together in one place, served until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+import keybroker
+from keybroker.authority.desk import Desk
+from keybroker.authority.generation import Generation
+from keybroker.authority.journal import Entry, Journal
+from keybroker.authority.keyring import Keyring
+from keybroker.authority.metrics import AuthorityMetrics
+from keybroker.authority.policy.holder import PolicyHolder
+from keybroker.authority.reads import Reads
+from keybroker.authority.security_events import SecurityEvents
+from keybroker.authority.selfcheck import SelfCheck
+from keybroker.authority.service import KeyUseService
+from keybroker.authority.store.reader import Reader
+from keybroker.authority.store.sqlite import SqliteStore, StoreBrokenError
+from keybroker.authority.tokens import TokenPool
+from keybroker.authority.watch import Watch
+from keybroker.clock import SystemClock
+from keybroker.config import AuthorityConfig, Config
+from keybroker.errors import ConfigError, StoreError, WireError
+from keybroker.identity.bundle import TrustBundles
+from keybroker.identity.deny_list import DenyList
+from keybroker.identity.x509_svid import SvidValidator
+from keybroker.model.call import MAX_CALL_BYTES, Answer, Call, HealthReply
+from keybroker.model.record import Draft, RecordKind
+from keybroker.process import EXIT_CONFIG, EXIT_STORE, harden, uid_of
+from keybroker.telemetry import configure, logger
+from keybroker.wire import Listener
+
+DRAIN_SECONDS = 10.0
+_TZDATA = Path("/usr/share/zoneinfo/tzdata.zi")
+
+_log = logger()
+
+
+def run(config: Config) -> int:
+    """Serve until SIGTERM; the exit status."""
+    harden()
+    configure("authority", config.telemetry)
+    try:
+        if config.authority is None:
+            raise ConfigError("the section `authority` is missing")
+        uvloop.run(_serve(config.authority))
+    except (ConfigError, StoreError, WireError) as err:
+        sys.stderr.write(f"authority: {err}\n")
+        return EXIT_CONFIG
+    return 0
+
+
+async def _serve(config: AuthorityConfig) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    clock = SystemClock()
+    generation = Generation()
+    bundles = TrustBundles.load(config.bundles)
+    deny_list = DenyList.load(config.deny_list) if config.deny_list else None
+    policy = await PolicyHolder.load(config.grants, config.policy, frozenset(config.keys))
+    store = SqliteStore.open(config.state)
+    pins = store.pins()
+    journal = Journal(store, clock, config.log, generation, _end_at_once)
+    metrics = AuthorityMetrics(sorted(config.keys))
+    security = SecurityEvents(journal, metrics)
+    keyring = Keyring(config, pins, journal, clock)
+    tokens = TokenPool.of(config.tokens, keyring.to_open(), keyring.judge)
+    validator = SvidValidator(bundles, deny_list, clock, config.allow_nonconforming_svids)
+    selfcheck = SelfCheck()
+    idempotency = Reader(config.state)
+    service = KeyUseService(
+        validator=validator,
+        rules=policy,
+        keyring=keyring,
+        tokens=tokens,
+        selfcheck=selfcheck,
+        journal=journal,
+        reader=idempotency,
+        generation=generation,
+        security=security,
+        metrics=metrics,
+        clock=clock,
+        log=config.log,
+    )
+    reads = Reads(policy, keyring, journal, Reader(config.state), metrics)
+    desk = Desk(
+        validator=validator,
+        networks=policy,
+        service=service,
+        reads=reads,
+        security=security,
+        metrics=metrics,
+        health=lambda: _health(journal, tokens, keyring),
+        metrics_text=lambda: metrics.text(tokens.sessions(), journal.size),
+    )
+    watch = Watch(policy=policy, bundles=bundles, deny_list=deny_list, generation=generation, journal=journal, security=security)
+
+    closed = await journal.close_open_uses()
+    await journal.write(Entry(_start(config, policy.engine.digest)))
+    _log.info("started", records=journal.size, closed_unknown=closed, policy=policy.engine.digest)
+    tokens.start()
+    background = [asyncio.ensure_future(security.run()), asyncio.ensure_future(watch.run())]
+    listener = Listener[Call, Answer](config.socket, uid_of(config.frontend_user), Call, MAX_CALL_BYTES, desk.on_call, desk.on_end)
+    async with listener.serving():
+        await stop.wait()
+    await desk.drain(DRAIN_SECONDS)
+    for task in background:
+        task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.gather(*background)
+    await security.flush()
+    await tokens.stop()
+    selfcheck.close()
+    reads.close()
+    idempotency.close()
+    journal.close()
+
+
+def _start(config: AuthorityConfig, policy: str) -> Draft:
+    """What this broker is made of, so that an auditor can tell which code and which rules made the records that follow."""
+    return Draft(
+        kind=RecordKind.START,
+        body={
+            "build": keybroker.__version__,
+            "config": hashlib.sha256(msgspec.json.encode(config, enc_hook=str, order="sorted")).hexdigest(),
+            "policy": policy,
+            "tzdata": hashlib.sha256(_TZDATA.read_bytes()).hexdigest() if _TZDATA.exists() else "",
+        },
+    )
+
+
+def _health(journal: Journal, tokens: TokenPool, keyring: Keyring) -> HealthReply:
+    sessions = tokens.sessions()
+    parts = {f"token {token}": f"{serving} of {configured} sessions in service" for token, (serving, configured) in sessions.items()}
+    parts |= {f"key {ref}": f"refused: {rule}" for ref, rule in keyring.refusals().items()}
+    parts["record"] = "writable" if journal.is_writable else "cannot be written"
+    return HealthReply(journal.is_writable and any(serving for serving, _ in sessions.values()), parts)
+
+
+def _end_at_once(err: StoreBrokenError) -> None:
+    """After a failed sync, nothing this process knows of the store can be trusted: end without another write to it."""
+    _log.critical("the store is broken; ending at once", reason=str(err))
+    os._exit(EXIT_STORE)

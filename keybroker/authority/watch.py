@@ -1,0 +1,84 @@
+"""Files that decide trust, watched while the broker runs: grants, bundles, deny list.
+
+Whatever changes is on record, raises the generation, and binds requests that are already under way. Whatever is broken is on
+record too, and the old stays in force.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from keybroker.authority.generation import Generation
+from keybroker.authority.journal import Entry, Journal
+from keybroker.authority.policy.holder import PolicyHolder
+from keybroker.authority.security_events import SecurityEvents
+from keybroker.errors import AuditUnavailableError
+from keybroker.identity.bundle import TrustBundles
+from keybroker.identity.deny_list import DenyList
+from keybroker.model.record import Draft, RecordKind
+from keybroker.telemetry import logger
+
+PERIOD_SECONDS = 0.3
+
+_log = logger()
+
+
+class Watch:
+    """Looks at the files a few times a second; costs a few stat calls where nothing has changed."""
+
+    def __init__(
+        self,
+        *,
+        policy: PolicyHolder,
+        bundles: TrustBundles,
+        deny_list: DenyList | None,
+        generation: Generation,
+        journal: Journal,
+        security: SecurityEvents,
+    ) -> None:
+        self._policy = policy
+        self._bundles = bundles
+        self._deny_list = deny_list
+        self._generation = generation
+        self._journal = journal
+        self._security = security
+        self._problems: frozenset[str] = frozenset()
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        while True:
+            await asyncio.sleep(PERIOD_SECONDS)
+            try:
+                await self.look()
+            except AuditUnavailableError:
+                _log.error("a change waits until the record can be written again")
+            except Exception:  # noqa: BLE001  a watcher that has died would leave old rules in force without a word
+                _log.exception("watching failed")
+
+    async def look(self) -> None:
+        """Look once."""
+        problems: list[str] = []
+        await self._look_at_policy(problems)
+        for name, source in (("bundles", self._bundles), ("deny-list", self._deny_list)):
+            if source is None:
+                continue
+            if source.refresh():
+                self._generation.advance()
+                await self._journal.write(Entry(Draft(kind=RecordKind.ADMIN, body={"change": name, "to": source.digest})))
+                _log.info("file changed", what=name)
+            problems += source.problems
+        for problem in set(problems) - self._problems:
+            _log.error("a changed file cannot be used; the old one stays in force", problem=problem)
+            self._security.note("file-refused", problem.splitlines()[0][:200])
+        self._problems = frozenset(problems)
+
+    async def _look_at_policy(self, problems: list[str]) -> None:
+        candidate = await self._policy.refresh()
+        problems += self._policy.problems
+        if candidate is None:
+            return
+        body = {"change": "policy", "from": self._policy.engine.digest, "to": candidate.digest}
+        await self._journal.write(Entry(Draft(kind=RecordKind.ADMIN, body=body)))  # on record before it takes effect
+        self._policy.adopt(candidate)
+        self._generation.advance()
+        _log.info("policy changed", policy=candidate.digest)
