@@ -120,7 +120,7 @@ class Journal:
                 kind=RecordKind.OUTCOME,
                 trail=intent["trail"]["id"],
                 use=use,
-                key=msgspec.convert(intent["key"], KeyFacts),
+                key=msgspec.convert(intent["key"], KeyFacts) if intent["key"] else None,
                 outcome=Outcome.UNKNOWN,
                 body={"cause": "restart"},
             )

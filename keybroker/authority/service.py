@@ -23,7 +23,7 @@ from keybroker.authority.policy.engine import PolicyEngine
 from keybroker.authority.security_events import SecurityEvents
 from keybroker.authority.selfcheck import Check, SelfCheck, der_of_raw
 from keybroker.authority.store.reader import Reader
-from keybroker.authority.tokens import SigningFailedError, TokenPool, TokenSignature
+from keybroker.authority.tokens import SigningFailedError, Tokens, TokenSignature
 from keybroker.authority.uses import Asker, KeyUse
 from keybroker.clock import Clock
 from keybroker.errors import (
@@ -99,7 +99,7 @@ class KeyUseService:
         validator: SvidValidator,
         rules: Rules,
         keyring: Keyring,
-        tokens: TokenPool,
+        tokens: Tokens,
         selfcheck: SelfCheck,
         journal: Journal,
         reader: Reader,
@@ -298,8 +298,8 @@ class KeyUseService:
         except ValueError:
             checked = b""
         if not await self._selfcheck.holds(Check(intent.version.spki, algorithm, request.data, checked)):
-            made.worker.distrust()
-            self._security.note("self-check-failed", f"{made.worker.name} {request.ref}")
+            self._tokens.distrust(made.worker)
+            self._security.note("self-check-failed", f"{made.worker} {request.ref}")
             refusal = SelfCheckError("The token returned a signature that does not verify; it was destroyed.", retry_after=5)
             raise _UnreleasedError(Outcome.FAILED, refusal, "self-check", made.token)
         self._metrics.stage("check", time.perf_counter() - started)

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from keybroker.config import TokenLink
 from keybroker.errors import AuditUnavailableError, HsmUnavailableError, OverloadedError, RoomUnavailableError
@@ -65,8 +66,24 @@ class TokenSignature:
 
     raw: bytes = field(repr=False)
     token: TokenFacts
-    worker: Worker
+    worker: str
     busy_ns: int
+
+
+class Tokens(Protocol):
+    """What the one order needs of the tokens."""
+
+    def is_available(self, token: str, ref: str) -> bool:
+        """Whether any worker could use this key now."""
+        ...
+
+    async def sign(self, token: str, ref: str, algorithm: Algorithm, data: bytes) -> TokenSignature:
+        """A signature that nobody has checked yet."""
+        ...
+
+    def distrust(self, worker: str) -> None:
+        """Take a worker out of service for a while: it returned a signature that does not verify."""
+        ...
 
 
 class Worker:
@@ -125,7 +142,7 @@ class Worker:
             raise SigningFailedError("timeout", may_have_signed=True) from err
         match product:
             case RawSignature(signature, busy_ns):
-                return TokenSignature(signature, self.facts, self, busy_ns)
+                return TokenSignature(signature, self.facts, self.name, busy_ns)
             case TaskFailed(ckr, may_have_signed):
                 raise SigningFailedError(ckr, may_have_signed=may_have_signed)
             case _:
@@ -226,6 +243,12 @@ class TokenPool:
             except (HsmUnavailableError, OverloadedError):
                 raise err from None
             return await other.sign(ref, algorithm, data)
+
+    def distrust(self, worker: str) -> None:
+        """Take a worker out of service for a while."""
+        for each in self._all():
+            if each.name == worker:
+                each.distrust()
 
     def _choose(self, token: str, ref: str, without: frozenset[Worker]) -> Worker:
         able = [worker for worker in self._workers[token] if worker not in without and worker.can_use(ref)]

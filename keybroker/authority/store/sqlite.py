@@ -219,7 +219,7 @@ class SqliteStore:
 
     def open_uses(self) -> list[tuple[str, bytes]]:
         """Uses without an outcome, oldest first, each with the leaf of its intent."""
-        rows = self._db.execute("SELECT use, leaf FROM open_use JOIN record ON idx = intent ORDER BY intent")
+        rows = self._db.execute("SELECT open_use.use, leaf FROM open_use JOIN record ON idx = intent ORDER BY intent")
         return [(use, leaf) for use, leaf in rows]
 
     def claim_idempotency(self, scope: bytes, body_sha256: bytes, use: str, made_us: int) -> None:
