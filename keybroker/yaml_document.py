@@ -111,8 +111,8 @@ def _steps(path: str) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def _build(path: Path, node: yaml.Node, place: tuple[Step, ...], lines: dict[tuple[Step, ...], int]) -> Any:
-    line = node.start_mark.line + 1
+def _build(path: Path, node: yaml.Node, place: tuple[Step, ...], lines: dict[tuple[Step, ...], int], key_line: int = 0) -> Any:
+    line = key_line or node.start_mark.line + 1
     if place in lines:
         msg = f"{path}:{line}: {place[-1]!r} is given twice"
         raise ConfigError(msg)
@@ -123,7 +123,7 @@ def _build(path: Path, node: yaml.Node, place: tuple[Step, ...], lines: dict[tup
             if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
                 msg = f"{path}:{key.start_mark.line + 1}: a key must be plain text"
                 raise ConfigError(msg)
-            result[key.value] = _build(path, child, (*place, key.value), lines)
+            result[key.value] = _build(path, child, (*place, key.value), lines, key.start_mark.line + 1)
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_build(path, child, (*place, index), lines) for index, child in enumerate(node.value)]

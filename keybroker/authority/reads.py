@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -21,6 +22,7 @@ from keybroker.model.decision import Decision, KeyInput, PolicyInput, TargetInpu
 from keybroker.model.record import Draft, RecordKind
 
 MAX_PAGE = 1_000
+_CURSOR = re.compile(r"[0-9]{1,15}")  # the index of the last record of the page before
 
 
 class Reads:
@@ -188,6 +190,6 @@ def _key_reply(entry: KeyEntry) -> KeyReply:
 def _after(cursor: str) -> int:
     if not cursor:
         return -1
-    if not cursor.isdecimal() or len(cursor) > 15:
+    if not _CURSOR.fullmatch(cursor):
         raise InvalidError("The cursor is not one of ours.", pointers=(("/cursor", "use `next` of the page before, unchanged"),))
     return int(cursor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,15 +41,15 @@ class FailingDatabase:
     def in_transaction(self) -> bool:
         return self._real.in_transaction
 
-    def execute(self, statement: str, *values: object) -> sqlite3.Cursor:
+    def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
         if statement.startswith(self._statement):
             raise self._error
         return self._real.execute(statement, *values)
 
-    def executemany(self, statement: str, *values: object) -> sqlite3.Cursor:
+    def executemany(self, statement: str, *values: Any) -> sqlite3.Cursor:
         if statement.startswith(self._statement):
             raise self._error
-        return self._real.executemany(statement, *values)  # type: ignore[arg-type]  # passed through
+        return self._real.executemany(statement, *values)
 
     def close(self) -> None:
         self._real.close()
@@ -159,10 +160,10 @@ def test_failed_write_refuses_the_group_and_the_next_succeeds(tmp_path: Path, st
             broker.store._db = FailingDatabase(real, statement, code, name)  # type: ignore[assignment]  # in its shape
             results = await asyncio.gather(broker.journal.write(intent("a")), broker.journal.write(intent("b", B)), return_exceptions=True)
             assert all(isinstance(result, AuditUnavailableError) for result in results)
-            assert not broker.journal.is_writable
+            states = [broker.journal.is_writable]
             broker.store._db = real
             assert await broker.journal.write(intent("after", B)) == 1
-            assert broker.journal.is_writable
+            assert [*states, broker.journal.is_writable] == [False, True]
             assert broker.broken == []
             assert broker.faults() == []
 
