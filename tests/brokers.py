@@ -33,19 +33,9 @@ from keybroker.model.decision import Decision, Obligation, Verdict
 from keybroker.model.identity import Caller, SpiffeId, Svid
 from keybroker.model.key import Algorithm
 from keybroker.model.record import TokenFacts
+from tests.clocks import START_US, FixedClock
 
 LOG = "example.org/test"
-START_US = 1_790_000_000_000_000
-
-
-class FixedClock:
-    """Time stands still until a test moves it."""
-
-    def __init__(self, now_us: int = START_US) -> None:
-        self.time_us = now_us
-
-    def now_us(self) -> int:
-        return self.time_us
 
 
 class FakeEngine:

@@ -35,7 +35,8 @@ from keybroker.model.task import (
     TaskFailed,
 )
 from keybroker.wire import Channel, Listener
-from tests.brokers import LOG, FixedClock, read_leaves
+from tests.brokers import LOG, read_leaves
+from tests.clocks import FixedClock
 
 SPKI = b"spki-of-orders"
 
