@@ -14,6 +14,7 @@ import msgspec
 
 from keybroker.errors import ConfigError
 from keybroker.model.key import KEY_NAME
+from keybroker.model.pkcs11_uri import Pkcs11Uri
 from keybroker.yaml_document import YamlDocument
 
 _TOKEN_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
@@ -127,7 +128,7 @@ class TokenConfig(Section, frozen=True, kw_only=True):
         module_environment: variables that the module reads its own configuration from; values are paths.
     """
 
-    uri: str
+    uri: Pkcs11Uri
     sockets: tuple[Path, ...]
     deadline_ms: int = 5_000
     module_environment: dict[str, Path] = {}
@@ -173,7 +174,9 @@ def load(path: Path) -> Config:
     def resolve(type_: type, value: Any) -> Any:
         if type_ is Path and isinstance(value, str):
             return base / Path(value).expanduser()
-        msg = f"expected a path, got {type(value).__name__}"
+        if type_ is Pkcs11Uri and isinstance(value, str):
+            return Pkcs11Uri.parse(value, base)
+        msg = f"expected text, got {type(value).__name__}"
         raise ValueError(msg)
 
     config = document.convert(Config, dec_hook=resolve)

@@ -45,6 +45,7 @@ class RefusalError(KeyBrokerError):
         reasons: machine-readable rule names, from the policy.
         retry_after: whole seconds after which trying again makes sense; 0 where it does not.
         request_id: how the broker names the request in its record and log; only where the refusal came over the network.
+        use: ULID of the use that is on record although nothing was released; empty if there is none.
     """
 
     code: ClassVar[str] = ""
@@ -58,6 +59,7 @@ class RefusalError(KeyBrokerError):
         reasons: tuple[str, ...] = (),
         retry_after: int = 0,
         request_id: str = "",
+        use: str = "",
     ) -> None:
         super().__init__(detail)
         self.detail = detail
@@ -65,6 +67,7 @@ class RefusalError(KeyBrokerError):
         self.reasons = reasons
         self.retry_after = retry_after
         self.request_id = request_id
+        self.use = use
 
     def __init_subclass__(cls) -> None:
         RefusalError.registry[cls.code] = cls

@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from keybroker.client import Client
 
 _PANEL = "Connection"
-Url = Annotated[str, typer.Option("--url", metavar="URL", help="The broker, https://HOST:PORT. Else KEYBROKER_URL.", rich_help_panel=_PANEL)]
+Url = Annotated[
+    str, typer.Option("--url", metavar="URL", help="The broker, https://HOST:PORT. Else KEYBROKER_URL.", rich_help_panel=_PANEL)
+]
 SvidFile = Annotated[
     str, typer.Option("--svid", metavar="FILE", help="Our chain and key, PEM in one file. Else KEYBROKER_SVID.", rich_help_panel=_PANEL)
 ]
 BundleFile = Annotated[
-    str, typer.Option("--bundle", metavar="FILE", help="CA certificates of our trust domain. Else KEYBROKER_BUNDLE.", rich_help_panel=_PANEL)
+    str,
+    typer.Option("--bundle", metavar="FILE", help="CA certificates of our trust domain, PEM. Else KEYBROKER_BUNDLE.", rich_help_panel=_PANEL),
 ]
 BrokerId = Annotated[
     str,

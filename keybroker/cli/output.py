@@ -37,14 +37,16 @@ def error(err: KeyBrokerError) -> None:
     cure = exits.cure_of(err)
     if cure:
         note(f"  cure: {cure}")
-    if isinstance(err, RefusalError) and err.request_id:
-        note(f"  request: {visible(err.request_id)}")
+    if isinstance(err, RefusalError):
+        for name, value in (("use", err.use), ("request", err.request_id)):
+            if value:
+                note(f"  {name}: {visible(value)}")
 
 
 def json_object(value: Any) -> None:
     """One JSON value: indented on a terminal, on one line in a pipe."""
     data = msgspec.json.encode(value)
-    say((msgspec.json.format(data, indent=2) if sys.stdout.isatty() else data).decode())
+    say(indented(data) if sys.stdout.isatty() else data.decode())
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -74,3 +76,8 @@ def facts(pairs: Iterable[tuple[str, str]]) -> None:
 def visible(text: str) -> str:
     """The text with everything that does not show as itself (control and format characters) escaped."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def indented(data: bytes) -> str:
+    """JSON, laid out for reading."""
+    return msgspec.json.format(data, indent=2).decode()

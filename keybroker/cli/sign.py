@@ -1,54 +1,44 @@
-"""`keybroker sign` and `keybroker verify`."""
+"""`keybroker sign`: one use of one key."""
 
 from __future__ import annotations
 
 import base64
-import binascii
-import sys
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from keybroker.cli import output
+from keybroker.cli.arguments import AlgorithmName, Form, InputFile, KeyName, opened
 from keybroker.cli.connection import BrokerId, BundleFile, Json, SvidFile, Url, connect
+from keybroker.cli.exits import ExitStatus
 from keybroker.errors import InvalidError, TooLargeError
 from keybroker.model.key import Algorithm
+from keybroker.model.request import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
-    from keybroker.client import SignedUse
-
-KeyName = Annotated[str, typer.Option("--key", metavar="NAME", help="The key's name, as `keybroker keys list` shows it.")]
-AlgorithmName = Annotated[Algorithm, typer.Option("--alg", help="What to sign with. There is no default.")]
-InputFile = Annotated[Path, typer.Argument(metavar="FILE", help="What to sign; `-` is standard input.", exists=True, allow_dash=True)]
-
-
-class SignatureFormat(Enum):
-    """How an ECDSA signature is written down."""
-
-    DER = "der"
-    P1363 = "p1363"
-
-
-Form = Annotated[
-    SignatureFormat | None, typer.Option("--format", help="Of an ECDSA signature: DER (the default), or r and s side by side.")
-]
+    from keybroker.client import Explanation, SignedUse
 
 
 def sign(
     file: InputFile,
     key: KeyName,
     algorithm: AlgorithmName,
-    digest: Annotated[bool, typer.Option("--digest", help="Hash FILE here and send only its digest. Needs a grant of sign-digest.")] = False,
+    is_digest: Annotated[
+        bool, typer.Option("--digest", help="Hash FILE here and send only its digest. Needs a grant of sign-digest.")
+    ] = False,
     form: Form = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the signature's bytes there, not base64 to stdout.")] = None,
-    reason: Annotated[str, typer.Option("--reason", help="Why, for people who read the record.")] = "",
-    media_type: Annotated[str, typer.Option("--media-type", help="Of FILE, for rules that look at it.")] = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the signature's bytes there.")
+    ] = None,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for people who read the record.")] = "",
+    media_type: Annotated[str, typer.Option("--media-type", metavar="TYPE", help="Of FILE, for rules that look at it.")] = "",
     idempotency_key: Annotated[
-        str, typer.Option("--idempotency-key", metavar="TEXT", help="Asking again with the same text gives the same signature, for 24 hours.")
+        str, typer.Option("--idempotency-key", metavar="TEXT", help="Asking again with the same text is the same use, for 24 hours.")
     ] = "",
-    explain: Annotated[bool, typer.Option("--explain", help="Show the decision; use no key. Exit status 3 where it would be denied.")] = False,
+    is_question: Annotated[
+        bool, typer.Option("--explain", help="Show the decision and use no key. Exit status 3 where it would be denied.")
+    ] = False,
     as_json: Json = False,
     url: Url = "",
     svid: SvidFile = "",
@@ -65,23 +55,71 @@ def sign(
 
         keybroker sign --key release --alg ES256 --digest --reason "release 2.1" big.tar.gz
 
-        git rev-parse HEAD | keybroker sign --key orders --alg Ed25519 -
+        echo hello | keybroker sign --key sessions --alg Ed25519 -
     """
-    content = _content(file, algorithm, is_digest=digest)
-    asked = {"digest" if digest else "message": content}
+    content = _content(file, algorithm, is_digest=is_digest)
+    message, digest = (None, content) if is_digest else (content, None)
     with connect(url, svid, bundle, broker_id) as broker:
-        if explain:
-            explanation = broker.explain(key, algorithm, format=form and form.value, reason=reason, media_type=media_type, **asked)
+        if is_question:
+            explanation = broker.explain(key, algorithm, message=message, digest=digest, format=form, reason=reason, media_type=media_type)
             _show_explanation(explanation, as_json=as_json)
-            return
+            raise typer.Exit(ExitStatus.DONE if explanation.allow else ExitStatus.DENIED)
         signed = broker.sign(
-            key, algorithm, format=form and form.value, reason=reason, media_type=media_type, idempotency_key=idempotency_key, **asked
+            key,
+            algorithm,
+            message=message,
+            digest=digest,
+            format=form,
+            reason=reason,
+            media_type=media_type,
+            idempotency_key=idempotency_key,
         )
     if out is not None:
         out.write_bytes(signed.signature)
+    _show(signed, out, as_json=as_json)
+
+
+def _content(file: Path, algorithm: Algorithm, *, is_digest: bool) -> bytes:
+    """The message, or its digest.
+
+    Raises:
+        TooLargeError: the message is larger than a broker takes.
+        InvalidError: the same, of an algorithm that has no digest form.
+    """
+    from keybroker.client.verify import signed_content
+
+    with opened(file) as stream:
+        if is_digest and not algorithm.signs_message:
+            return signed_content(algorithm, stream)
+        message = stream.read(MAX_MESSAGE_BYTES + 1)
+    if algorithm.signs_message and (is_digest or len(message) > MAX_MESSAGE_BYTES):
+        raise InvalidError(f"{algorithm.value} signs whole messages of at most {MAX_MESSAGE_BYTES} bytes; there is no --digest for it")
+    if len(message) > MAX_MESSAGE_BYTES:
+        raise TooLargeError(f"the message is larger than {MAX_MESSAGE_BYTES} bytes")
+    return message
+
+
+def _show(signed: SignedUse, out: Path | None, *, as_json: bool) -> None:
     if as_json:
         output.json_object(signed)
     elif out is not None:
-        output.say(_summary(signed, out))
+        places = signed.records
+        output.say(f"{out}: {signed.algorithm.value} by {signed.key} version {signed.version}")
+        output.say(f"on record: use {signed.use}, records {places.intent} and {places.outcome} of {places.log}")
     else:
         output.say(base64.b64encode(signed.signature).decode())
+
+
+def _show_explanation(explanation: Explanation, *, as_json: bool) -> None:
+    if as_json:
+        output.json_object(explanation)
+        return
+    output.facts(
+        [
+            ("decision", "allowed" if explanation.allow else "denied"),
+            ("reasons", ", ".join(explanation.reasons)),
+            ("grants", ", ".join(explanation.grants)),
+            ("needs", ", ".join(explanation.needs)),
+            ("policy", explanation.policy),
+        ]
+    )

@@ -1,39 +1,40 @@
-"""The text files of a development world: its configuration and its grants, written for people to read and edit."""
+"""The text files of a development world: its grants and its configuration, written for people to read and edit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Mapping, Sequence
 
-GRANTS = """\
-# Who may use which key, for what. keybroker reloads this directory when a file in it changes (*.yaml only).
+_GRANTS = """\
+# Who may use which key, for what. keybroker reads this directory again when a file in it (*.yaml) changes.
 # Nothing said means no: identities that are not named here, such as ci-release, may do nothing.
 grants:
   - id: payments
-    workloads: ["spiffe://{domain}/payments/api"]
+    workloads: ["spiffe://DOMAIN/payments/api"]
     keys: [orders, invoices, sessions]
     operations: [sign, read-key]
     algorithms: [ES256, PS256, Ed25519]
 
   - id: auditors
-    workloads: ["spiffe://{domain}/human/auditor"]
+    workloads: ["spiffe://DOMAIN/human/auditor"]
     operations: [read-audit]
     trails: ["**"]
 """
 
-RELEASE = """\
-# Off, because quorums are not part of this version yet: a grant file that asks for one is refused, never half obeyed.
+_RELEASE = """\
+# Off, because this version has no quorums yet: a grant that asks for one is refused, never half obeyed.
 # Two of three people must approve before ci-release may sign.
 grants:
   - id: release
-    workloads: ["spiffe://{domain}/ci/release"]
+    workloads: ["spiffe://DOMAIN/ci/release"]
     keys: [release]
     operations: [sign, sign-digest]
     algorithms: [ES256]
-    quorum: {{approvals: 2, of: [release-managers], expires: 1h, cool_off: 0s}}
+    quorum: {approvals: 2, of: [release-managers], expires: 1h, cool_off: 0s}
 people:
-  alice: ["spiffe://{domain}/human/alice"]
-  bob: ["spiffe://{domain}/human/bob"]
-  carol: ["spiffe://{domain}/human/carol"]
+  alice: ["spiffe://DOMAIN/human/alice"]
+  bob: ["spiffe://DOMAIN/human/bob"]
+  carol: ["spiffe://DOMAIN/human/carol"]
 groups:
   release-managers: [alice, bob, carol]
 """
@@ -54,21 +55,50 @@ authority:
   bundles: {{{domain}: bundle.pem}}
   grants: grants
   tokens:
-    development:
-      sockets: [{sockets}]
+    development: {{sockets: [{sockets}]}}
   keys:
 {keys}
 hsm:
   tokens:
     development:
-      uri: "{uri}"
+      uri: {uri}
       sockets: [{sockets}]
       module_environment: {{SOFTHSM2_CONF: token/softhsm2.conf}}
 """
 
-_KEY = """\
-    {name}:  # for {algorithm}
-      token: development
-      versions: [{{version: 1, object: {name}}}]
-      labels: {{{labels}}}
-"""
+_KEY = "    {name}: {{token: development, versions: [{{version: 1, object: {name}}}]{labels}}}\n"
+
+
+def grants(domain: str) -> str:
+    """The grants that are live."""
+    return _GRANTS.replace("DOMAIN", domain)
+
+
+def release_grant(domain: str) -> str:
+    """The grant that waits for quorums."""
+    return _RELEASE.replace("DOMAIN", domain)
+
+
+def configuration(domain: str, uri: str, ports: tuple[int, int], workers: int, owners: Mapping[str, str], names: Sequence[str]) -> str:
+    """`keybroker.yaml`.
+
+    Args:
+        domain: the trust domain.
+        uri: of the token.
+        ports: of the service and of operations, on 127.0.0.1.
+        workers: how many processes use the token.
+        owners: the label `owner` of some keys.
+        names: all keys.
+    """
+    return _CONFIG.format(
+        domain=domain,
+        uri=json.dumps(uri),
+        service=ports[0],
+        operations=ports[1],
+        sockets=", ".join(f"run/hsm-{number}.sock" for number in range(1, workers + 1)),
+        keys="".join(_KEY.format(name=json.dumps(name), labels=_labels(owners.get(name, ""))) for name in names),
+    )
+
+
+def _labels(owner: str) -> str:
+    return f", labels: {{owner: {owner}}}" if owner else ""

@@ -10,9 +10,13 @@ with Client("https://127.0.0.1:8443", svid=Path("svid.pem"), bundle=Path("bundle
 
 from __future__ import annotations
 
-from keybroker.client.broker import Client
+from typing import TYPE_CHECKING, Any
+
 from keybroker.client.errors import BrokerAnswerError, BrokerIdentityError, BrokerUnreachableError, SettingsError
 from keybroker.client.results import Explanation, Key, KeyVersion, Record, RecordPage, SignedUse, UsePlaces, Whoami
+
+if TYPE_CHECKING:
+    from keybroker.client.broker import Client
 
 __all__ = [
     "BrokerAnswerError",
@@ -29,3 +33,13 @@ __all__ = [
     "UsePlaces",
     "Whoami",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load `Client` when it is first used: an HTTP library takes longer to load than `keybroker --help` may take."""
+    if name == "Client":
+        from keybroker.client.broker import Client  # noqa: PLC0415  that is the point
+
+        return Client
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

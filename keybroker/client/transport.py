@@ -58,9 +58,7 @@ class Transport:
     def post(self, path: str, body: bytes, idempotency_key: str = "") -> bytes:
         """The body of a 200 answer. Tried again only with an idempotency key."""
         headers = {"Content-Type": "application/json"} | ({"Idempotency-Key": idempotency_key} if idempotency_key else {})
-        return self._ask(
-            lambda http: http.build_request("POST", path, content=body, headers=headers), is_repeatable=bool(idempotency_key)
-        )
+        return self._ask(lambda http: http.build_request("POST", path, content=body, headers=headers), is_repeatable=bool(idempotency_key))
 
     def close(self) -> None:
         """End all connections."""
@@ -161,7 +159,7 @@ def _translated(err: httpx.HTTPError, url: str) -> Exception:
         return BrokerUnreachableError(f"{url} does not answer")
     if isinstance(err, httpx.TimeoutException):
         return BrokerUnreachableError(f"{url} took too long to answer")
-    return BrokerUnreachableError(f"{url}: {err or type(err).__name__}")
+    return BrokerUnreachableError(f"{url}: {str(err) or type(err).__name__}")
 
 
 def _alert(err: ssl.SSLError, url: str) -> Exception:

@@ -19,6 +19,7 @@ from keybroker.errors import KeyBrokerError
 from keybroker.model.key import Algorithm
 from keybroker.model.request import Format
 
+_PIECE_BYTES = 1024 * 1024
 _HASHES: dict[str, type[HashAlgorithm]] = {"sha256": SHA256, "sha384": SHA384, "sha512": SHA512}
 _CURVES: dict[Algorithm, type[ec.EllipticCurve]] = {
     Algorithm.ES256: ec.SECP256R1,
@@ -67,7 +68,10 @@ def signed_content(algorithm: Algorithm, file: BinaryIO) -> bytes:
     """What is signed of a file: its digest, read piece by piece; for Ed25519 the whole of it."""
     if algorithm.signs_message:
         return file.read()
-    return hashlib.file_digest(file, algorithm.hash_name).digest()
+    digest = hashlib.new(algorithm.hash_name)
+    while piece := file.read(_PIECE_BYTES):
+        digest.update(piece)
+    return digest.digest()
 
 
 def _hash(algorithm: Algorithm) -> HashAlgorithm:

@@ -1,0 +1,123 @@
+"""Asks the rules. A policy that cannot answer is a verdict of its own: FAILED, which nobody may mistake for a yes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections import OrderedDict
+from typing import Protocol
+
+import msgspec
+
+from keybroker.audit.leaf import canonical
+from keybroker.authority.policy.wasm import WasmInstance, WasmModule, WasmTrapError
+from keybroker.errors import PolicyFailedError, PolicyUnavailableError
+from keybroker.model.decision import Decision, PolicyAnswer, Verdict
+
+MEMO_SIZE = 16_384
+ENGINE = f"opa-wasm wasmtime/{importlib.metadata.version('wasmtime')}"
+
+
+class PolicyEngine(Protocol):
+    """One version of the rules."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the whole policy: Rego, rules and engine; lower-case hex."""
+        ...
+
+    async def decide(self, request: bytes) -> Decision:
+        """Decide one request; never raises for trouble with the policy.
+
+        Args:
+            request: the policy input, canonical JSON.
+        """
+        ...
+
+
+class _Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    result: PolicyAnswer
+
+
+_decode = msgspec.json.Decoder(tuple[_Result]).decode
+
+
+class EmbeddedEngine:
+    """Rego compiled to WebAssembly, in this process.
+
+    A decision depends on nothing but request and rules, so it is remembered exactly; failures never are.
+
+    Args:
+        data: the rules, JSON, as `grants.compile_rules` makes them; holds the digest, which the policy must repeat.
+    """
+
+    def __init__(self, module: WasmModule, data: bytes, digest: str) -> None:
+        self._module = module
+        self._data = data
+        self._digest = digest
+        self._instance: WasmInstance | None = WasmInstance(module, data)
+        self._memo: OrderedDict[bytes, Decision] = OrderedDict()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the whole policy, lower-case hex."""
+        return self._digest
+
+    async def decide(self, request: bytes) -> Decision:
+        """Decide one request."""
+        known = self._memo.get(request)
+        if known is not None:
+            return known
+        decision = self._decide(request)
+        if decision.verdict is not Verdict.FAILED:
+            self._memo[request] = decision
+            if len(self._memo) > MEMO_SIZE:
+                self._memo.popitem(last=False)
+        return decision
+
+    def _decide(self, request: bytes) -> Decision:
+        try:
+            if self._instance is None:
+                self._instance = WasmInstance(self._module, self._data)
+            answer = self._instance.evaluate(request)
+        except WasmTrapError:
+            self._instance = None
+            return self._failed(PolicyUnavailableError.code)
+        return decision_of(answer, self._digest, ENGINE)
+
+    def _failed(self, reason: str) -> Decision:
+        return _decision(Verdict.FAILED, (reason,), PolicyAnswer(False, (), (), self._digest, ()), ENGINE)  # noqa: FBT003  allow
+
+
+def decision_of(answer: bytes, digest: str, engine: str) -> Decision:
+    """A policy's answer as a decision. Anything but a whole, typed answer of the right policy is FAILED.
+
+    Args:
+        answer: OPA's result set: `[{"result": {...}}]`, or `[]` where the rule is undefined.
+        digest: of the policy that was asked.
+    """
+    nothing = PolicyAnswer(False, (), (), digest, ())  # noqa: FBT003  allow
+    try:
+        (result,) = _decode(answer)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return _decision(Verdict.FAILED, (PolicyFailedError.code,), nothing, engine)
+    given = result.result
+    # Nothing in this version enforces hours, limits or quorums, so a yes that depends on them is no yes.
+    has_obligations = any(not each.is_empty for each in given.obligations)
+    is_contradiction = given.allow and (not given.grants or given.reasons)
+    if given.policy != digest or is_contradiction or (given.allow and has_obligations):
+        return _decision(Verdict.FAILED, (PolicyFailedError.code,), nothing, engine)
+    return _decision(Verdict.ALLOW if given.allow else Verdict.DENY, given.reasons, given, engine)
+
+
+def _decision(verdict: Verdict, reasons: tuple[str, ...], given: PolicyAnswer, engine: str) -> Decision:
+    record = canonical(
+        {
+            "allow": verdict is Verdict.ALLOW,
+            "engine": engine,
+            "grants": given.grants,
+            "obligations": given.obligations,
+            "policy": given.policy,
+            "reasons": reasons,
+        }
+    )
+    return Decision(verdict, reasons, given.grants, given.obligations, given.policy, engine, record)

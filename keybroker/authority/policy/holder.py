@@ -1,0 +1,126 @@
+"""The rules that are live, and how others take their place: loaded beside them, put on record, and swapped in at once.
+
+There is no moment without rules: whatever is wrong with the new ones, the old stay in force.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from keybroker.authority.policy import grants
+from keybroker.authority.policy.engine import ENGINE, EmbeddedEngine, PolicyEngine
+from keybroker.authority.policy.wasm import WasmModule, WasmTrapError
+from keybroker.errors import ConfigError
+
+BUILT_IN = Path(__file__).parents[2] / "policies" / "policy.wasm"
+
+_Signature = tuple[tuple[str, int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Rules that are ready and not in force yet."""
+
+    engine: EmbeddedEngine
+    rules: grants.Rules
+    signature: _Signature
+
+    @property
+    def digest(self) -> str:
+        """Of the whole policy, lower-case hex SHA-256."""
+        return self.engine.digest
+
+
+class PolicyHolder:
+    """Holds the live rules, and looks whether the files have others."""
+
+    def __init__(self, directory: Path, module: WasmModule, known_keys: frozenset[str], live: Candidate) -> None:
+        self._directory = directory
+        self._module = module
+        self._known_keys = known_keys
+        self._live = live
+        self._looked_at = live.signature
+        self._problems: tuple[str, ...] = ()
+
+    @classmethod
+    async def load(cls, directory: Path, module: Path | None, known_keys: frozenset[str]) -> PolicyHolder:
+        """Load the first rules.
+
+        Args:
+            directory: of grant files.
+            module: a compiled policy; None for the one that is built in.
+            known_keys: the configured keys, for warnings.
+
+        Raises:
+            ConfigError: they cannot be used.
+        """
+        path = module or BUILT_IN
+        try:
+            data = path.read_bytes()
+        except OSError as err:
+            msg = f"{path}: cannot be read: {err.strerror}"
+            raise ConfigError(msg) from err
+        compiled = await asyncio.to_thread(WasmModule, data, str(path))
+        live = await asyncio.to_thread(_build, directory, compiled, known_keys, _signature(directory))
+        return cls(directory, compiled, known_keys, live)
+
+    @property
+    def engine(self) -> PolicyEngine:
+        """The live rules."""
+        return self._live.engine
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed in the live rules but probably not meant."""
+        return self._live.rules.warnings
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with the files as they are now; empty while they are what is live, or could be."""
+        return self._problems
+
+    def networks_of(self, address: str) -> tuple[str, ...]:
+        """The named networks that an address is in."""
+        return self._live.rules.networks_of(address)
+
+    async def refresh(self) -> Candidate | None:
+        """Other rules, if the files have changed and can be used. Costs a few stat calls while they have not."""
+        signature = _signature(self._directory)
+        if signature == self._looked_at:
+            return None
+        try:
+            candidate = await asyncio.to_thread(_build, self._directory, self._module, self._known_keys, signature)
+        except ConfigError as err:
+            self._looked_at = signature
+            self._problems = tuple(str(err).splitlines())
+            return None
+        self._problems = ()
+        if candidate.digest == self._live.digest:
+            self._looked_at = signature
+            return None
+        return candidate  # until it is adopted, the next look finds it again
+
+    def adopt(self, candidate: Candidate) -> None:
+        """From now on these rules decide."""
+        self._live = candidate
+        self._looked_at = candidate.signature
+
+
+def _build(directory: Path, module: WasmModule, known_keys: frozenset[str], signature: _Signature) -> Candidate:
+    rules = grants.load(directory, known_keys)
+    data, digest = grants.compile_rules(rules, module.sha256, ENGINE)
+    try:
+        return Candidate(EmbeddedEngine(module, data, digest), rules, signature)
+    except WasmTrapError as err:
+        msg = f"{directory}: the rules are too large for the policy engine ({err})"
+        raise ConfigError(msg) from err
+
+
+def _signature(directory: Path) -> _Signature:
+    try:
+        found = [(path.name, path.stat()) for path in sorted(directory.iterdir()) if path.suffix == ".yaml"]
+    except OSError:
+        return ()
+    return tuple((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in found)

@@ -1,0 +1,59 @@
+"""The program `keybroker`: one file per noun. Starts fast: a command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import keybroker
+from keybroker.cli import audit, dev, keys, output, rooms
+from keybroker.cli.sign import sign
+from keybroker.cli.verify import verify
+from keybroker.cli.whoami import whoami
+from keybroker.errors import KeyBrokerError
+
+_ASK, _RUN = "Ask a broker", "Run a broker"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Decides and records every use of a key that lives in an HSM.",
+    epilog="Exit status: 0 done, 1 failed, 2 wrong usage, 3 denied, 4 approval pending, 5 unavailable.",
+)
+app.command(rich_help_panel=_ASK)(sign)
+app.command(rich_help_panel=_ASK)(verify)
+app.command(rich_help_panel=_ASK)(whoami)
+app.add_typer(keys.app, name="keys", rich_help_panel=_ASK)
+app.add_typer(audit.app, name="audit", rich_help_panel=_ASK)
+for _room_command in (rooms.serve, rooms.check, rooms.frontend, rooms.authority, rooms.hsm):
+    app.command(rich_help_panel=_RUN)(_room_command)
+app.add_typer(dev.app, name="dev", rich_help_panel=_RUN)
+
+
+def main() -> int:
+    """Run the program; the exit status."""
+    try:
+        app()
+    except KeyBrokerError as err:
+        from keybroker.cli import exits
+
+        output.error(err)
+        return exits.status_of(err)
+    except OSError as err:
+        output.note(f"error: {err.filename or 'the system'}: {err.strerror or type(err).__name__}")
+        return 1
+    return 0
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        output.say(f"keybroker {keybroker.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Decides and records every use of a key that lives in an HSM."""

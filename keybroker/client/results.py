@@ -1,0 +1,140 @@
+"""What a broker answers, typed and frozen. Members that this version does not know are ignored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from keybroker.model.key import Algorithm, KeyFamily
+
+
+class Result(msgspec.Struct, frozen=True):
+    """An answer, or a part of one."""
+
+
+class Whoami(Result, frozen=True):
+    """What the broker sees of us. `not_after` is RFC 3339; `roles` is what the rules let us do now."""
+
+    spiffe_id: str
+    trust_domain: str
+    svid_sha256: str
+    not_after: str
+    address: str
+    networks: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()
+
+
+class KeyVersion(Result, frozen=True):
+    """One version of a key. `spki` is its public key, DER SubjectPublicKeyInfo; `spki_sha256` lower-case hex."""
+
+    version: int
+    family: KeyFamily
+    state: str
+    spki: bytes
+    spki_sha256: str
+
+
+class Key(Result, frozen=True):
+    """One key. Versions oldest first; the last one signs."""
+
+    name: str
+    labels: dict[str, str]
+    algorithms: tuple[str, ...]
+    versions: tuple[KeyVersion, ...]
+
+
+class UsePlaces(Result, frozen=True):
+    """Where a use is on record: the origin of the log, and the indexes of its intent and its outcome."""
+
+    log: str
+    intent: int
+    outcome: int
+
+
+class SignedUse(Result, frozen=True):
+    """A signature, and the use that made it. `use` is a ULID."""
+
+    signature: bytes
+    key: str
+    version: int
+    algorithm: Algorithm
+    use: str
+    records: UsePlaces
+
+
+class Explanation(Result, frozen=True):
+    """The decision that a request would get. `policy` is a digest; `record` is where the question is on record."""
+
+    allow: bool
+    reasons: tuple[str, ...] = ()
+    grants: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    policy: str = ""
+    record: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One leaf of the record.
+
+    Attributes:
+        raw: its bytes as stored: canonical JSON, the bytes that are hashed.
+        fields: all of it, as plain values (docs/reference/record.md).
+        index: position in the log.
+        time: RFC 3339, UTC.
+        kind: `intent`, `outcome`, `denial`, and so on.
+        trail: the SPIFFE ID of the workload that it is about; empty for records about the broker itself.
+        key: name of the key; empty where there is none.
+        use: ULID of the use; empty where there is none.
+        outcome: how the use ended; empty but for outcomes.
+    """
+
+    raw: bytes = field(repr=False)
+    fields: dict[str, Any] = field(repr=False)
+    index: int
+    time: str
+    kind: str
+    trail: str
+    key: str
+    use: str
+    outcome: str
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Record:
+        """A record from its bytes.
+
+        Raises:
+            msgspec.MsgspecError: not JSON, or not a record.
+        """
+        head = msgspec.json.decode(raw, type=_Head)
+        fields = msgspec.json.decode(raw, type=dict[str, Any])
+        return cls(raw, fields, head.index, head.time, head.kind, head.trail.id, head.key.name, head.use, head.outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordPage:
+    """Some records, oldest first. `next` is the cursor of the next page; None at the end."""
+
+    records: tuple[Record, ...]
+    next: str | None
+
+
+class _Trail(msgspec.Struct, frozen=True):
+    id: str = ""
+
+
+class _KeyHead(msgspec.Struct, frozen=True):
+    name: str = ""
+
+
+class _Head(msgspec.Struct, frozen=True):
+    index: int
+    time: str
+    kind: str
+    trail: _Trail
+    key: _KeyHead
+    use: str
+    outcome: str

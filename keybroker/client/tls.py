@@ -1,0 +1,92 @@
+"""Mutual TLS 1.3 with a broker that proves its SPIFFE ID, not a DNS name (X.509-SVID section 5.2).
+
+The check happens in the handshake, before the socket is handed to anyone who could write a request to it. The bundle judges
+twice: OpenSSL builds the chain, and the same validator that the broker uses for its callers judges the certificates.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import time
+from pathlib import Path
+from typing import Any
+
+from keybroker.client.errors import BrokerIdentityError
+from keybroker.clock import SystemClock
+from keybroker.errors import ConfigError, SvidInvalidError
+from keybroker.identity.bundle import TrustBundles
+from keybroker.identity.x509_svid import SvidValidator
+from keybroker.model.identity import SpiffeId
+
+_BROKER_PATH = "keybroker"
+
+
+class WrongPeerError(ssl.SSLError):
+    """The handshake succeeded, with somebody else. An SSLError, so that the layers above close the socket and pass it on."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class _BrokerSocket(ssl.SSLSocket):
+    """A socket whose handshake includes the check of the peer's identity."""
+
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002  the signature of the base class
+        super().do_handshake(block)
+        context = self.context
+        if not isinstance(context, BrokerContext):
+            raise WrongPeerError("the connection has lost the identity that it must check")
+        context.check_peer(_chain(self))
+
+
+class BrokerContext(ssl.SSLContext):
+    """TLS 1.3 with our SVID, to one broker.
+
+    Attributes:
+        peer_good_until: seconds since the epoch; the earliest end of a certificate chain that was accepted.
+    """
+
+    sslsocket_class = _BrokerSocket
+    validator: SvidValidator
+    broker_id: SpiffeId
+    peer_good_until: float = float("inf")
+
+    def check_peer(self, chain: tuple[bytes, ...]) -> None:
+        """Whether this chain (DER, leaf first) is the broker's.
+
+        Raises:
+            WrongPeerError: it is not a valid SVID, or another's.
+        """
+        try:
+            peer = self.validator.validate(chain)
+        except SvidInvalidError as err:
+            raise WrongPeerError(f"whoever answers has no valid X.509-SVID ({', '.join(err.reasons)})") from err
+        if peer.id != self.broker_id:
+            raise WrongPeerError(f"whoever answers is {peer.id}, not {self.broker_id}")
+        self.peer_good_until = min(self.peer_good_until, peer.not_after)
+
+
+class Credentials:
+    """Our SVID, our bundle and whom we expect: as TLS contexts, a new one whenever a file has changed."""
+
+    def __init__(self, svid: Path, bundle: Path, broker_id: SpiffeId | None) -> None:
+        self._svid = svid
+        self._bundle = bundle
+        self._broker_id = broker_id
+        self._seen: tuple[Any, ...] = ()
+        self._context: BrokerContext | None = None
+
+    def context(self) -> BrokerContext:
+        """The context for connections that are made now.
+
+        Raises:
+            ConfigError: a file cannot be used.
+        """
+        seen = (_fingerprint(self._svid), _fingerprint(self._bundle))
+        context = self._context
+        if context is None or seen != self._seen or context.peer_good_until <= time.time():
+            context = _context(self._svid, self._bundle, self._broker_id)
+            self._seen, self._context = seen, context
+        return context

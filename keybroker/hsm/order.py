@@ -1,0 +1,76 @@
+"""What the room and its workers agree on: orders, exit statuses, and the page that shows what a worker is doing."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import time
+from pathlib import Path
+
+import msgspec
+
+from keybroker.model.pkcs11_uri import Pkcs11Uri
+
+EXIT_PIN_REFUSED = 64
+EXIT_TOKEN = 65
+EXIT_SESSION_LOST = 66
+READY = b"logged in\n"
+
+_CLOCK = struct.Struct("Q")
+
+
+class WorkerOrder(msgspec.Struct, frozen=True):
+    """What a worker is started with, as JSON on standard input. No secret: the PIN is in the file that the URI names.
+
+    Attributes:
+        parent: the room's process id.
+        socket: where to listen.
+        authority_uid: the only user that is heard.
+        environment: variables that the module reads its configuration from.
+        busy_fd: descriptor of the shared page.
+    """
+
+    parent: int
+    uri: Pkcs11Uri
+    socket: Path
+    authority_uid: int
+    environment: dict[str, str]
+    busy_fd: int
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> WorkerOrder:
+        """Read what `to_bytes` wrote."""
+        return msgspec.json.decode(data, type=cls, dec_hook=lambda type_, value: type_(value))
+
+    def to_bytes(self) -> bytes:
+        """JSON."""
+        return msgspec.json.encode(self, enc_hook=str)
+
+
+class BusyClock:
+    """The shared page: CLOCK_MONOTONIC nanoseconds at which the call under way began, or zero."""
+
+    def __init__(self, fd: int) -> None:
+        self._page = mmap.mmap(fd, mmap.PAGESIZE)
+
+    @staticmethod
+    def create() -> int:
+        """A descriptor of a fresh page."""
+        fd = os.memfd_create("keybroker-busy", 0)
+        os.ftruncate(fd, mmap.PAGESIZE)
+        return fd
+
+    @property
+    def since_ns(self) -> int:
+        """When the call under way began; zero if none is."""
+        value: int = _CLOCK.unpack_from(self._page)[0]
+        return value
+
+    def begin(self) -> None:
+        """A call into the module begins."""
+        _CLOCK.pack_into(self._page, 0, time.monotonic_ns())
+
+    def end(self) -> None:
+        """It has returned."""
+        _CLOCK.pack_into(self._page, 0, 0)

@@ -1,0 +1,288 @@
+"""PKCS#11 (OASIS, version 2.40 and later) through python-pkcs11. The only file that knows that library.
+
+One process, one thread, one session: python-pkcs11 initialises the module without locks, and two threads on it crash.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pkcs11
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from pkcs11 import MGF, Attribute, KeyType, Mechanism, ObjectClass
+from pkcs11 import exceptions as ckr
+from pkcs11.util.ec import encode_named_curve_parameters
+
+from keybroker.errors import TokenError
+from keybroker.hsm.pin import Pin
+from keybroker.model.key import Algorithm, KeyFamily
+from keybroker.model.pkcs11_uri import Pkcs11Uri
+from keybroker.model.task import Alive, KeyOpened, KeyRefused, OpenKey, TaskFailed
+
+MIN_RSA_BITS, MAX_RSA_BITS = 2_048, 4_096
+
+_SPKI = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+_CURVES: dict[bytes, tuple[KeyFamily, ec.EllipticCurve]] = {
+    bytes.fromhex("06082a8648ce3d030107"): (KeyFamily.EC_P256, ec.SECP256R1()),
+    bytes.fromhex("06052b81040022"): (KeyFamily.EC_P384, ec.SECP384R1()),
+    bytes.fromhex("06052b81040023"): (KeyFamily.EC_P521, ec.SECP521R1()),
+}
+_ED25519_PARAMETERS = (bytes.fromhex("06032b6570"), b"\x13\x0cedwards25519")  # by OID, or by name as PKCS#11 3.0 allows
+_CURVE_NAMES = {KeyFamily.EC_P256: "secp256r1", KeyFamily.EC_P384: "secp384r1", KeyFamily.EC_P521: "secp521r1"}
+_PSS: dict[Algorithm, tuple[Mechanism, MGF, int]] = {
+    Algorithm.PS256: (Mechanism.SHA256, MGF.SHA256, 32),
+    Algorithm.PS384: (Mechanism.SHA384, MGF.SHA384, 48),
+    Algorithm.PS512: (Mechanism.SHA512, MGF.SHA512, 64),
+}
+_DIGEST_INFO = {  # RFC 8017 section 9.2, note 1: what PKCS#1 v1.5 puts before the digest
+    Algorithm.RS256: bytes.fromhex("3031300d060960864801650304020105000420"),
+    Algorithm.RS384: bytes.fromhex("3041300d060960864801650304020205000430"),
+    Algorithm.RS512: bytes.fromhex("3051300d060960864801650304020305000440"),
+}
+_PIN_TROUBLE = (ckr.PinIncorrect, ckr.PinLocked, ckr.PinExpired, ckr.PinInvalid, ckr.PinLenRange, ckr.UserPinNotInitialized)
+_SESSION_TROUBLE = (
+    ckr.SessionHandleInvalid, ckr.SessionClosed, ckr.UserNotLoggedIn, ckr.ObjectHandleInvalid, ckr.KeyHandleInvalid, ckr.OperationActive,
+    ckr.DeviceError, ckr.DeviceMemory, ckr.DeviceRemoved, ckr.TokenNotPresent, ckr.TokenNotRecognised, ckr.SessionCount,
+)  # fmt: skip
+_WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_HEX = re.compile(r"0x[0-9a-f]+")
+
+CallError = pkcs11.PKCS11Error  # what a call into a token raises; `failure_of` says what it means
+
+
+class PinRefusedError(TokenError):
+    """The token refused the PIN. Trying again could lock it, so an operator has to look first."""
+
+
+class Pkcs11Token:
+    """One session of one token, logged in, with the private keys that were opened on it."""
+
+    def __init__(self, token: Any, session: Any) -> None:
+        self._token = token
+        self._session = session
+        self._keys: dict[str, Any] = {}
+
+    @classmethod
+    def log_in(cls, uri: Pkcs11Uri, *, can_write: bool = False) -> Pkcs11Token:
+        """Load the module, find the one token that the URI names, and log in: one attempt.
+
+        Raises:
+            PinRefusedError: the token refused the PIN.
+            TokenError: anything else that is wrong with module or token.
+            ConfigError: the PIN file cannot be used.
+        """
+        pin = Pin.load(uri.pin_file)
+        try:
+            token = _find(pkcs11.lib(str(uri.module_path)), uri)
+            return cls(token, token.open(rw=can_write, user_pin=pin.text))
+        except _PIN_TROUBLE as err:
+            msg = f"the token refused the PIN ({ckr_name(err)}); mend the PIN file, then restart the hsm room: it tries only once"
+            raise PinRefusedError(msg) from err
+        except (pkcs11.PKCS11Error, RuntimeError) as err:
+            msg = f"{uri.module_path}: {ckr_name(err)}"
+            raise TokenError(msg) from err
+
+    def probe(self) -> Alive:
+        """One cheap call into the token.
+
+        Raises:
+            pkcs11.PKCS11Error: the session is not alive.
+        """
+        self._session.generate_random(64)
+        return Alive(_text(self._token.serial), _text(self._token.label), len(self._keys))
+
+    def open_key(self, wanted: OpenKey) -> KeyOpened | KeyRefused:
+        """Find a private key and judge it; it can be used only if it was opened."""
+        template: dict[Attribute, Any] = {Attribute.CLASS: ObjectClass.PRIVATE_KEY}
+        if wanted.label:
+            template[Attribute.LABEL] = wanted.label
+        if wanted.object_id:
+            template[Attribute.ID] = wanted.object_id
+        found = list(self._session.get_objects(template))
+        if not found:
+            return self._missing(wanted, template)
+        if len(found) > 1:
+            return KeyRefused(wanted.ref, "key-ambiguous", "several private keys match; name it by its CKA_ID, or delete the others")
+        key = found[0]
+        refusal = _judge(wanted.ref, key)
+        if refusal is not None:
+            return refusal
+        opened = _opened(wanted.ref, key, self._public_half(key))
+        if isinstance(opened, KeyOpened):
+            self._keys[wanted.ref] = key
+        return opened
+
+    def sign(self, ref: str, algorithm: Algorithm, data: bytes) -> bytes:
+        """Sign a digest, or for Ed25519 a message. ECDSA signatures are r and s side by side.
+
+        Raises:
+            KeyError: the key was not opened.
+            pkcs11.PKCS11Error: see `failure_of`.
+        """
+        key = self._keys[ref]
+        if algorithm.is_ecdsa:
+            signature = key.sign(data, mechanism=Mechanism.ECDSA)
+        elif algorithm in _PSS:
+            signature = key.sign(data, mechanism=Mechanism.RSA_PKCS_PSS, mechanism_param=_PSS[algorithm])
+        elif algorithm in _DIGEST_INFO:
+            signature = key.sign(_DIGEST_INFO[algorithm] + data, mechanism=Mechanism.RSA_PKCS)
+        else:
+            signature = key.sign(data, mechanism=Mechanism.EDDSA)
+        return bytes(signature)
+
+    def generate(self, algorithm: Algorithm, label: str, object_id: bytes, *, rsa_bits: int = MIN_RSA_BITS) -> None:
+        """Make a key pair whose private half never leaves the token."""
+        template = {Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False}
+        if algorithm.family is KeyFamily.RSA:
+            self._session.generate_keypair(KeyType.RSA, rsa_bits, id=object_id, label=label, store=True, private_template=template)
+            return
+        if algorithm.family is KeyFamily.ED25519:
+            kind, curve, mechanism = KeyType.EC_EDWARDS, "1.3.101.112", Mechanism.EC_EDWARDS_KEY_PAIR_GEN
+        else:
+            kind, curve, mechanism = KeyType.EC, _CURVE_NAMES[algorithm.family], Mechanism.EC_KEY_PAIR_GEN
+        parameters = {Attribute.EC_PARAMS: encode_named_curve_parameters(curve)}
+        domain = self._session.create_domain_parameters(kind, parameters, local=True)
+        domain.generate_keypair(id=object_id, label=label, store=True, mechanism=mechanism, private_template=template)
+
+    def set_pin(self, old: str, new: str) -> None:
+        """Change the user's PIN; takes a session that can write."""
+        self._session.set_pin(old, new)
+
+    def close(self) -> None:
+        """Log out and end the session."""
+        self._session.close()
+
+    def _missing(self, wanted: OpenKey, template: dict[Attribute, Any]) -> KeyRefused:
+        """Why no private key matched: nothing there, or something there that is no private key."""
+        others = dict(template)
+        del others[Attribute.CLASS]
+        for other in self._session.get_objects(others):
+            if other[Attribute.CLASS] is not ObjectClass.PUBLIC_KEY:
+                return KeyRefused(wanted.ref, "key-wrong-class", "the object of this name is not a private key; name another")
+        return KeyRefused(wanted.ref, "key-missing", "no private key matches; check `object` and `id` against the token")
+
+    def _public_half(self, key: Any) -> Any:
+        """The public key object with the same CKA_ID, or, where the token gives keys no id, the same label."""
+        object_id = _attribute(key, Attribute.ID)
+        match: dict[Attribute, Any] = {Attribute.ID: object_id} if object_id else {Attribute.LABEL: key.label}
+        found = list(self._session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY, **match}))
+        return found[0] if len(found) == 1 else None
+
+
+def ckr_name(err: BaseException) -> str:
+    """The name that PKCS#11 gives a failure, `CKR_...`; the number in hex where it has none."""
+    if isinstance(err, pkcs11.PKCS11Error) and type(err) is not pkcs11.PKCS11Error:
+        return "CKR_" + _WORD.sub("_", type(err).__name__).upper()
+    number = _HEX.search(str(err))
+    return number[0] if number else str(err) or type(err).__name__
+
+
+def failure_of(err: pkcs11.PKCS11Error) -> TaskFailed:
+    """A failed call, as the authority needs to know it.
+
+    Most codes become one thing, "it failed and may have signed": a module is free to answer CKR_GENERAL_ERROR or a code of its
+    vendor after the work is done, and a use that may have happened must count as one. Only codes that a module gives before it
+    touches the key say that nothing was signed. Codes that blame session or device end this worker, so that a fresh one logs in.
+    """
+    is_session_lost = isinstance(err, _SESSION_TROUBLE)
+    is_refused_before = isinstance(
+        err,
+        (
+            ckr.SessionHandleInvalid, ckr.SessionClosed, ckr.UserNotLoggedIn, ckr.ObjectHandleInvalid, ckr.KeyHandleInvalid,
+            ckr.OperationActive, ckr.MechanismInvalid, ckr.MechanismParamInvalid, ckr.DataLenRange, ckr.DataInvalid,
+            ckr.KeyTypeInconsistent, ckr.KeySizeRange, ckr.TokenNotPresent, ckr.ArgumentsBad,
+        ),
+    )  # fmt: skip
+    return TaskFailed(ckr_name(err), may_have_signed=not is_refused_before, is_session_lost=is_session_lost)
+
+
+def _find(library: Any, uri: Pkcs11Uri) -> Any:
+    found = [token for token in library.get_tokens() if _matches(token, uri)]
+    if len(found) != 1:
+        count = "no token" if not found else f"{len(found)} tokens"
+        msg = f"{count} of {uri.module_path} match the URI; name exactly one, by `token` or `serial`"
+        raise TokenError(msg)
+    return found[0]
+
+
+def _matches(token: Any, uri: Pkcs11Uri) -> bool:
+    pairs = (
+        (uri.token, token.label),
+        (uri.serial, token.serial),
+        (uri.manufacturer, token.manufacturer_id),
+        (uri.model, token.model),
+    )
+    return all(not wanted or wanted == _text(shown) for wanted, shown in pairs)
+
+
+def _text(shown: Any) -> str:
+    """Token information is padded with blanks, and bytes in some fields."""
+    return (shown.decode(errors="replace") if isinstance(shown, bytes) else str(shown)).rstrip(" \0")
+
+
+def _attribute(key: Any, attribute: Attribute) -> Any:
+    """An attribute, or None where the token does not know it or does not tell."""
+    try:
+        return key[attribute]
+    except pkcs11.PKCS11Error:
+        return None
+
+
+def _judge(ref: str, key: Any) -> KeyRefused | None:
+    """Whether a private key is one that an HSM protects and that can sign unattended."""
+    rules = (
+        (_attribute(key, Attribute.EXTRACTABLE) is False, "key-extractable", "CKA_EXTRACTABLE must be false; make a new key in the token"),
+        (_attribute(key, Attribute.SENSITIVE) is True, "key-not-sensitive", "CKA_SENSITIVE must be true; make a new key in the token"),
+        (
+            not _attribute(key, Attribute.ALWAYS_AUTHENTICATE),
+            "key-always-authenticate",
+            "CKA_ALWAYS_AUTHENTICATE asks for the PIN at each use; make a key without it",
+        ),
+        (_attribute(key, Attribute.SIGN) is True, "key-cannot-sign", "CKA_SIGN must be true"),
+    )
+    for holds, rule, cure in rules:
+        if not holds:
+            return KeyRefused(ref, rule, cure)
+    return None
+
+
+def _opened(ref: str, key: Any, public: Any) -> KeyOpened | KeyRefused:
+    """Family and public half of a key that has been judged."""
+    kind = _attribute(key, Attribute.KEY_TYPE)
+    try:
+        if kind == KeyType.RSA:
+            return _opened_rsa(ref, key)
+        if public is None:
+            return KeyRefused(ref, "key-no-public-half", "the token must hold exactly one public key object with the same CKA_ID")
+        parameters, point = public[Attribute.EC_PARAMS], public[Attribute.EC_POINT]
+        if kind == KeyType.EC and parameters in _CURVES:
+            family, curve = _CURVES[parameters]
+            spki = ec.EllipticCurvePublicKey.from_encoded_point(curve, _octets(point)).public_bytes(*_SPKI)
+            return KeyOpened(ref, family.value, curve.key_size, spki)
+        if kind == KeyType.EC_EDWARDS and parameters in _ED25519_PARAMETERS:
+            spki = ed25519.Ed25519PublicKey.from_public_bytes(_octets(point)).public_bytes(*_SPKI)
+            return KeyOpened(ref, KeyFamily.ED25519.value, 256, spki)
+    except (pkcs11.PKCS11Error, ValueError):
+        return KeyRefused(ref, "key-no-public-half", "the token's public key object cannot be read")
+    return KeyRefused(ref, "key-unsupported", "use RSA of 2048 to 4096 bits, P-256, P-384, P-521 or Ed25519")
+
+
+def _opened_rsa(ref: str, key: Any) -> KeyOpened | KeyRefused:
+    """Modulus and exponent are not secret, so the private object itself tells them."""
+    modulus, exponent = (int.from_bytes(key[each]) for each in (Attribute.MODULUS, Attribute.PUBLIC_EXPONENT))
+    if not MIN_RSA_BITS <= modulus.bit_length() <= MAX_RSA_BITS:
+        return KeyRefused(ref, "key-unsupported", f"use an RSA key of {MIN_RSA_BITS} to {MAX_RSA_BITS} bits")
+    spki = rsa.RSAPublicNumbers(exponent, modulus).public_key().public_bytes(*_SPKI)
+    return KeyOpened(ref, KeyFamily.RSA.value, modulus.bit_length(), spki)
+
+
+def _octets(point: bytes) -> bytes:
+    """CKA_EC_POINT is a DER OCTET STRING; some modules leave the wrapping out."""
+    if point[:1] == b"\x04" and len(point) > 2:
+        if point[1] < 0x80 and len(point) == 2 + point[1]:
+            return point[2:]
+        if point[1] == 0x81 and len(point) == 3 + point[2]:
+            return point[3:]
+    return point

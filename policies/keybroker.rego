@@ -1,0 +1,214 @@
+# The default policy: grants say yes, denies say no and win, and nothing said means no.
+#
+# A pure function of its input and of the rules (grants and denies, made ready by keybroker). It sees no clock, no history and no
+# network. It keeps to equality, `in`, `split`, `concat`, `count` and walks over arrays, which OPA and its WebAssembly compile to
+# the same answers.
+package keybroker
+
+import data.keybroker_rules as rules
+
+default allow := false
+
+allow if {
+	count(granted) > 0
+	count(denied_by) == 0
+}
+
+decision := {
+	"allow": allow,
+	"reasons": reasons,
+	"grants": [id | allow; some id in granted],
+	"policy": rules.policy,
+	"obligations": [obligation | allow; some id in granted; obligation := obligation_of(id)],
+}
+
+# What a grant demands beyond a yes. Grants of this version demand nothing more.
+obligation_of(id) := {"grant": id, "hours": [], "limits": [], "quorum": [], "cool_off_s": 0, "evidence": []}
+
+# Rules are indexed by whom they are for, so that a decision walks the caller's own rules, not everybody's.
+mine := array.concat(
+	array.concat(
+		[rule | some rule in rules.grants.exact[input.caller.spiffe_id]],
+		[rule | some rule in rules.grants.prefix[first_segment]; is_for_caller(rule)],
+	),
+	array.concat(
+		[rule | some rule in rules.grants.domain[input.caller.trust_domain]; is_for_caller(rule)],
+		[rule | some rule in rules.grants.anybody],
+	),
+)
+
+against_me := array.concat(
+	array.concat(
+		[rule | some rule in rules.denies.exact[input.caller.spiffe_id]],
+		[rule | some rule in rules.denies.prefix[first_segment]; is_for_caller(rule)],
+	),
+	array.concat(
+		[rule | some rule in rules.denies.domain[input.caller.trust_domain]; is_for_caller(rule)],
+		[rule | some rule in rules.denies.anybody],
+	),
+)
+
+first_segment := concat("/", [input.caller.trust_domain, input.caller.path[0]])
+
+is_for_caller(rule) if matches(rule.path, rule.is_open, input.caller.path)
+
+# A pattern against a path, segment by segment: `*` is any one segment, and an open pattern goes on for one or more.
+matches(pattern, is_open, path) if {
+	not is_open
+	count(pattern) == count(path)
+	starts_alike(pattern, path)
+}
+
+matches(pattern, is_open, path) if {
+	is_open
+	count(pattern) < count(path)
+	starts_alike(pattern, path)
+}
+
+starts_alike(pattern, path) if {
+	every index, segment in pattern {
+		is_segment(segment, path[index])
+	}
+}
+
+is_segment("*", _)
+
+is_segment(segment, segment) if segment != "*"
+
+# Grants.
+
+on_target := [rule | some rule in mine; concerns_target(rule)]
+
+concerns_target(rule) if {
+	input.target.kind == "key"
+	covers(rule.keys, input.target.id)
+}
+
+concerns_target(rule) if {
+	input.target.kind == "trail"
+	some trail in rule.trails
+	is_trail(trail)
+}
+
+covers(names, _) if "*" in names
+
+covers(names, name) if {
+	name in names
+	name != "*"
+}
+
+is_trail(trail) if trail.is_any
+
+is_trail(trail) if {
+	not trail.is_any
+	matches(trail.path, trail.is_open, split(input.target.workload, "/"))
+}
+
+with_operation := [rule | some rule in on_target; input.operation in rule.operations]
+
+with_algorithm := [rule | some rule in with_operation; permits_algorithm(rule)]
+
+permits_algorithm(rule) if input.algorithm in rule.algorithms
+
+permits_algorithm(_) if input.operation in ["read-key", "read-audit"]
+
+matching := [rule.id | some rule in with_algorithm; permits_network(rule)]
+
+permits_network(rule) if count(rule.networks) == 0
+
+permits_network(rule) if {
+	some network in input.caller.networks
+	network in rule.networks
+}
+
+# A workload may read its own trail without a grant.
+own_trail := ["own-trail" |
+	input.operation == "read-audit"
+	input.target.kind == "trail"
+	input.target.workload == input.caller.spiffe_id
+]
+
+granted := once(array.concat(matching, own_trail))
+
+# Each id once: a rule is here several times if several of its workload patterns fit.
+once(ids) := [id |
+	some index, id in ids
+	every earlier, other in ids {
+		is_other_or_later(earlier, index, other, id)
+	}
+]
+
+is_other_or_later(earlier, index, _, _) if earlier >= index
+
+is_other_or_later(earlier, index, other, id) if {
+	earlier < index
+	other != id
+}
+
+# Denies: a selector that is not given fits everything.
+
+denied_by := once([rule.id |
+	some rule in against_me
+	fits_keys(rule)
+	fits_trails(rule)
+	fits(rule.operations, input.operation)
+	fits(rule.algorithms, input.algorithm)
+	fits_networks(rule)
+])
+
+fits(names, _) if count(names) == 0
+
+fits(names, name) if name in names
+
+fits_keys(rule) if count(rule.keys) == 0
+
+fits_keys(rule) if {
+	input.target.kind == "key"
+	covers(rule.keys, input.target.id)
+}
+
+fits_trails(rule) if count(rule.trails) == 0
+
+fits_trails(rule) if {
+	input.target.kind == "trail"
+	some trail in rule.trails
+	is_trail(trail)
+}
+
+fits_networks(rule) if count(rule.networks) == 0
+
+fits_networks(rule) if {
+	some network in input.caller.networks
+	network in rule.networks
+}
+
+# Why not, in stable names. `no-grant` must look to the caller as if the target did not exist.
+
+reasons := array.concat(
+	[reason | not allow; some reason in missing],
+	[reason | some id in denied_by; reason := concat("", ["denied-by:", id])],
+)
+
+missing := [] if count(granted) > 0
+
+missing := ["no-grant"] if {
+	count(granted) == 0
+	count(on_target) == 0
+}
+
+missing := ["operation-not-granted"] if {
+	count(granted) == 0
+	count(on_target) > 0
+	count(with_operation) == 0
+}
+
+missing := ["algorithm-not-granted"] if {
+	count(granted) == 0
+	count(with_operation) > 0
+	count(with_algorithm) == 0
+}
+
+missing := ["network-not-granted"] if {
+	count(granted) == 0
+	count(with_algorithm) > 0
+}
