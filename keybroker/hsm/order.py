@@ -41,11 +41,15 @@ class WorkerOrder(msgspec.Struct, frozen=True):
     @classmethod
     def from_bytes(cls, data: bytes) -> WorkerOrder:
         """Read what `to_bytes` wrote."""
-        return msgspec.json.decode(data, type=cls, dec_hook=lambda type_, value: type_(value))
+        return msgspec.json.decode(data, type=cls, dec_hook=_decode)
 
     def to_bytes(self) -> bytes:
         """JSON."""
         return msgspec.json.encode(self, enc_hook=str)
+
+
+def _decode(type_: type, value: str) -> Path | Pkcs11Uri:
+    return Pkcs11Uri.parse(value, Path("/")) if type_ is Pkcs11Uri else Path(value)
 
 
 class BusyClock:

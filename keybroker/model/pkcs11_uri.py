@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 MAX_URI_CHARACTERS = 4096
 
@@ -21,9 +21,8 @@ class Pkcs11UriError(ValueError):
     """Not a PKCS#11 URI that a broker can use. The text names the attribute and the cure, never a PIN."""
 
 
-@dataclass(frozen=True, slots=True)
 class Pkcs11Uri:
-    """A parsed URI.
+    """A parsed URI; `str` gives it back, with absolute paths.
 
     Attributes:
         token, serial, manufacturer, model: what the token must say of itself; empty to ignore.
@@ -31,12 +30,20 @@ class Pkcs11Uri:
         pin_file: the file that holds the PIN, absolute. A secret is a path, never a value.
     """
 
-    token: str
-    serial: str
-    manufacturer: str
-    model: str
-    module_path: Path
-    pin_file: Path
+    __slots__ = ("manufacturer", "model", "module_path", "pin_file", "serial", "token")
+
+    def __init__(self, token: str, serial: str, manufacturer: str, model: str, module_path: Path, pin_file: Path) -> None:
+        self.token = token
+        self.serial = serial
+        self.manufacturer = manufacturer
+        self.model = model
+        self.module_path = module_path
+        self.pin_file = pin_file
+
+    def __str__(self) -> str:
+        wanted = ((name, getattr(self, name)) for name in _TOKEN_ATTRIBUTES)
+        path = ";".join(f"{name}={quote(value, safe='')}" for name, value in wanted if value)
+        return f"pkcs11:{path}?module-path={quote(str(self.module_path))}&pin-source=file:{quote(str(self.pin_file))}"
 
     @classmethod
     def parse(cls, text: str, base: Path) -> Pkcs11Uri:
