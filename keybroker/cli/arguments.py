@@ -20,9 +20,7 @@ InputFile = Annotated[
 ]
 
 
-Form = Annotated[
-    Format | None, typer.Option("--format", help="Of an ECDSA signature: DER (the default), or r and s side by side.")
-]
+Form = Annotated[Format | None, typer.Option("--format", help="Of an ECDSA signature: DER (the default), or r and s side by side.")]
 
 
 @contextlib.contextmanager

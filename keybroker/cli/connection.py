@@ -19,7 +19,9 @@ SvidFile = Annotated[
 ]
 BundleFile = Annotated[
     str,
-    typer.Option("--bundle", metavar="FILE", help="CA certificates of our trust domain, PEM. Else KEYBROKER_BUNDLE.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--bundle", metavar="FILE", help="CA certificates of our trust domain, PEM. Else KEYBROKER_BUNDLE.", rich_help_panel=_PANEL
+    ),
 ]
 BrokerId = Annotated[
     str,

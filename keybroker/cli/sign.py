@@ -28,9 +28,7 @@ def sign(
         bool, typer.Option("--digest", help="Hash FILE here and send only its digest. Needs a grant of sign-digest.")
     ] = False,
     form: Form = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write the signature's bytes there.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the signature's bytes there.")] = None,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for people who read the record.")] = "",
     media_type: Annotated[str, typer.Option("--media-type", metavar="TYPE", help="Of FILE, for rules that look at it.")] = "",
     idempotency_key: Annotated[

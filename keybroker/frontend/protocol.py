@@ -298,7 +298,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         answer = problems.render(problems.problem_of(fault), new_request_id(), {"connection": "close"})
         self._metrics.answered("none", answer.status)
-        lines = [f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}", *(f"{name}: {value}" for name, value in answer.headers.items())]
+        lines = [
+            f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}",
+            *(f"{name}: {value}" for name, value in answer.headers.items()),
+        ]
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + answer.body)
         if isinstance(fault, TooLargeError):
             self._due = self.loop.time() + self._limits.linger_s

@@ -60,7 +60,7 @@ def test_one_section_is_enough_for_a_host_with_one_room(tmp_path: Path) -> None:
         ("listen: 127.0.0.1:8443", "listen: 127.0.0.1:99999", "a port is between 1 and 65535"),
         ("  svid: svids/broker.pem\n", "", "keybroker.yaml:1: frontend: object missing required field `svid`"),
         ("  state: state", "  state: state\n  stat: x", "authority: object contains unknown field `stat`"),
-        ("state: state", "state: 7", "keybroker.yaml:8: authority.state: expected a path, got int"),
+        ("state: state", "state: 7", "keybroker.yaml:8: authority.state: expected text, got int"),
         ("log: example.org/broker-1", 'log: "a b"', "keybroker.yaml:9: authority.log: a name such as example.org/broker-1"),
         ("bundles: {example.org: bundle.pem}\n  grants", "bundles: {}\n  grants", "authority.bundles: name at least one trust domain"),
         ("dev: {sockets: [run/hsm-0.sock]}", "dev: {sockets: []}", "authority.tokens.dev.sockets: at least one socket"),

@@ -89,6 +89,7 @@ def test_failed_signature_is_told_by_name_and_the_next_one_is_good(
         connection.open("p256")
         shimmed.order(f"C_Sign {when} {code:#x} 1")
         failed = connection.sign("p256", Algorithm.ES256, bytes(32))
+    shimmed.order("")
     assert failed == TaskFailed(name, may_have_signed=bool(may_have_signed), is_session_lost=bool(is_session_lost))
     took = until(lambda: signs(shimmed.room), seconds=10)
     sys.stdout.write(f"{name} {when} the real call: good again after {took * 1000:.0f} ms\n")
