@@ -200,8 +200,10 @@ class Link(Generic[Out, In]):
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
-        if self._channel is not None:
-            self._channel.close()
+        channel, self._channel = self._channel, None  # so that its end is no news to anybody
+        if channel is not None:
+            channel.close()
+        self._give_up_waiting()
 
     async def ask(self, build: Callable[[int], Out], deadline_s: float) -> In:
         """Send one request and wait for its answer.
@@ -274,11 +276,14 @@ class Link(Generic[Out, In]):
             self._lost.set()
             return
         self._channel = None
+        self._give_up_waiting()
+        self._lost.set()
+        self._on_change(False, why)  # noqa: FBT003  as above
+
+    def _give_up_waiting(self) -> None:
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(RoomUnavailableError("the room went away before it answered"))
-        self._lost.set()
-        self._on_change(False, why)  # noqa: FBT003  as above
 
 
 class Listener(Generic[In, Out]):

@@ -15,11 +15,7 @@ from keybroker.model.request import Format
 
 KeyName = Annotated[str, typer.Option("--key", metavar="NAME", help="The key's name, as `keybroker keys list` shows it.")]
 AlgorithmName = Annotated[Algorithm, typer.Option("--alg", help="The signature algorithm. There is no default.")]
-InputFile = Annotated[
-    Path, typer.Argument(metavar="FILE", help="`-` is standard input.", exists=True, dir_okay=False, readable=True, allow_dash=True)
-]
-
-
+InputFile = Annotated[Path, typer.Argument(metavar="FILE", help="`-` is standard input.")]
 Form = Annotated[Format | None, typer.Option("--format", help="Of an ECDSA signature: DER (the default), or r and s side by side.")]
 
 

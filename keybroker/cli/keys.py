@@ -57,7 +57,7 @@ def show(name: Name, as_json: Json = False, url: Url = "", svid: SvidFile = "", 
 @app.command()
 def public(
     name: Name,
-    form: Annotated[Literal["pem", "jwk", "ssh"], typer.Option("--format", help="PEM, JWK or OpenSSH.")] = "pem",
+    form: Annotated[Literal["pem", "jwk", "openssh"], typer.Option("--format", help="PEM, JWK or OpenSSH.")] = "pem",
     url: Url = "",
     svid: SvidFile = "",
     bundle: BundleFile = "",

@@ -73,7 +73,12 @@ def check(config: ConfigFile) -> None:
         keybroker check --config my-world/keybroker.yaml
     """
     loaded = configuration.load(config)
-    problems: list[str] = load_part("authority", "keybroker.authority.check").problems(loaded)
+    problems: list[str] = []
+    if loaded.frontend:
+        problems += load_part("frontend", "keybroker.frontend.check").problems(loaded.frontend)
+    if loaded.authority:
+        problems += load_part("authority", "keybroker.authority.check").problems(loaded.authority)
+    problems += load_part("hsm", "keybroker.hsm.inspect").problems(config, loaded)
     for problem in problems:
         output.note(f"problem: {output.visible(problem)}")
     if problems:

@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from keybroker.cli import world_text
 from keybroker.cli.development_ca import DevelopmentCa
 from keybroker.errors import KeyBrokerError
+from keybroker.hsm.softhsm import make_token
 from keybroker.model.identity import SpiffeId, SpiffeIdError
 from keybroker.model.key import KEY_NAME, Algorithm
 
@@ -32,7 +34,7 @@ _IDENTITIES = {
     _BROKER: "keybroker",
 }
 _KEYS = {"orders": Algorithm.ES256, "release": Algorithm.ES256, "invoices": Algorithm.PS256, "sessions": Algorithm.ED25519}
-_LABELS = {"orders": "payments", "release": "releases", "invoices": "payments", "sessions": "payments"}
+_OWNERS = {"orders": "payments", "release": "releases", "invoices": "payments", "sessions": "payments"}
 _WORKERS = 2
 _FIRST_PORT, _PORTS = 20_000, 10_000  # below the range from which Linux takes the ports of outgoing connections
 
@@ -115,7 +117,7 @@ def make(directory: Path, plan: WorldPlan) -> World:
 
 def _fill(directory: Path, plan: WorldPlan) -> World:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name in ("svids", "grants", "token", "state", "run"):
+    for name in ("svids", "grants", "state", "run"):
         (directory / name).mkdir(mode=0o700)
     now = datetime.datetime.now(datetime.UTC)
     ca = DevelopmentCa.make(TRUST_DOMAIN, now)
@@ -124,11 +126,12 @@ def _fill(directory: Path, plan: WorldPlan) -> World:
     _write(directory / "bundle.pem", ca.certificate_pem)
     for name, identity in plan.identities.items():
         _write(directory / "svids" / f"{name}.pem", ca.svid(identity, name, now, is_on_loopback=name == _BROKER), is_private=True)
-    _write(directory / "grants" / "development.yaml", _GRANTS)
-    _write(directory / "grants" / "release.yaml.off", _RELEASE)
-    uri = _make_token(directory / "token", plan)
+    _write(directory / "grants" / "development.yaml", world_text.grants(TRUST_DOMAIN))
+    _write(directory / "grants" / "release.yaml.off", world_text.release_grant(TRUST_DOMAIN))
+    token = make_token(directory, plan.keys)
     service, operations = _free_ports(2)
-    _write(directory / "keybroker.yaml", _config(plan, uri, service, operations))
+    text = world_text.configuration(TRUST_DOMAIN, token.uri, (service, operations), _WORKERS, _OWNERS, list(plan.keys))
+    _write(directory / "keybroker.yaml", text)
     return World(directory, f"https://127.0.0.1:{service}")
 
 

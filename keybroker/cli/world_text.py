@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+import yaml
+
 _GRANTS = """\
 # Who may use which key, for what. keybroker reads this directory again when a file in it (*.yaml) changes.
 # Nothing said means no: identities that are not named here, such as ci-release, may do nothing.
@@ -63,7 +65,7 @@ hsm:
     development:
       uri: {uri}
       sockets: [{sockets}]
-      module_environment: {{SOFTHSM2_CONF: token/softhsm2.conf}}
+      module_environment: {{SOFTHSM2_CONF: softhsm2.conf}}
 """
 
 _KEY = "    {name}: {{token: development, versions: [{{version: 1, object: {name}}}]{labels}}}\n"
@@ -96,8 +98,13 @@ def configuration(domain: str, uri: str, ports: tuple[int, int], workers: int, o
         service=ports[0],
         operations=ports[1],
         sockets=", ".join(f"run/hsm-{number}.sock" for number in range(1, workers + 1)),
-        keys="".join(_KEY.format(name=json.dumps(name), labels=_labels(owners.get(name, ""))) for name in names),
+        keys="".join(_KEY.format(name=_scalar(name), labels=_labels(owners.get(name, ""))) for name in names),
     )
+
+
+def _scalar(name: str) -> str:
+    """A name in YAML: bare where YAML takes it for text."""
+    return name if isinstance(yaml.safe_load(name), str) else json.dumps(name)
 
 
 def _labels(owner: str) -> str:

@@ -19,7 +19,7 @@ from keybroker.model.identity import SpiffeId
 from keybroker.model.key import KEY_NAME, Algorithm
 from keybroker.model.request import Format, SignBody
 
-PublicKeyFormat = Literal["pem", "jwk", "ssh"]
+PublicKeyFormat = Literal["pem", "jwk", "openssh"]
 PAGE = 1_000
 
 T = TypeVar("T")

@@ -1,0 +1,131 @@
+"""The service as one ASGI application: an exchange begins, a route answers it, and whatever goes wrong becomes one problem document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+from urllib.parse import parse_qsl
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import keybroker
+from keybroker.errors import InvalidError, KeyBrokerError, MethodNotAllowedError, NotFoundError, RefusalError
+from keybroker.frontend import openapi, problems
+from keybroker.frontend.authority_link import AuthorityLink
+from keybroker.frontend.exchange import Exchange
+from keybroker.frontend.metrics import FrontendMetrics
+from keybroker.frontend.problems import ProblemError
+from keybroker.frontend.reading import Reading
+from keybroker.frontend.signing import Signing, json_answer
+from keybroker.telemetry import logger
+
+SIGN = "/v1/keys/{key}/sign"
+DOCUMENT = "/v1/openapi.json"
+
+_log = logger()
+
+
+class Application:
+    """Begins an exchange for each request and counts its answer, around FastAPI.
+
+    Args:
+        authority: asked on behalf of every caller.
+        metrics: counts answers.
+    """
+
+    def __init__(self, authority: AuthorityLink, metrics: FrontendMetrics) -> None:
+        self._metrics = metrics
+        self._routes: ASGIApp = _routes(authority, metrics)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        exchange = Exchange.begin(cast("dict[str, Any]", scope))
+        status = 0
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            _refuse_repeated(scope["query_string"])
+            await self._routes(scope, receive, counted)
+        except Exception as err:  # noqa: BLE001  a fault of ours must be an answer, not a silence
+            if status:
+                raise
+            await _refusal(exchange, err)(scope, receive, counted)
+        self._metrics.answered(getattr(scope.get("route"), "path", "none"), status)
+
+
+def _routes(authority: AuthorityLink, metrics: FrontendMetrics) -> FastAPI:
+    app = FastAPI(title="keybroker", version=keybroker.__version__, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    signing = Signing(authority, metrics)
+    for path, endpoint in ((SIGN, signing.sign), (f"{SIGN}/batch", signing.sign_batch), (f"{SIGN}/explain", signing.explain)):
+        app.add_route(path, endpoint, methods=["POST"])
+    app.include_router(Reading(authority).router())
+    document = openapi.document(app)
+
+    async def describe(_request: Request) -> Response:
+        return json_answer(document)
+
+    app.add_route(DOCUMENT, describe, methods=["GET"])
+    for kind in (HTTPException, RequestValidationError, RefusalError, ProblemError):
+        app.add_exception_handler(kind, _on_error)
+    return app
+
+
+async def _on_error(request: Request, err: Exception) -> Response:
+    return _refusal(Exchange.of(request), err)
+
+
+def _refusal(exchange: Exchange, err: Exception) -> Response:
+    """Whatever went wrong, as a problem document."""
+    headers: dict[str, str] = {}
+    if isinstance(err, HTTPException):
+        headers = dict(err.headers or {})
+        err = MethodNotAllowedError("This route does not take that method.") if err.status_code == 405 else NotFoundError("")
+    elif isinstance(err, RequestValidationError):
+        err = _invalid(err.errors())
+    if isinstance(err, RefusalError | ProblemError):
+        problem = problems.problem_of(err)
+    else:
+        _log.error("request failed", request_id=exchange.request_id, exc_info=None if isinstance(err, KeyBrokerError) else err)
+        problem = problems.unexpected()
+    rendered = problems.render(problem, exchange.request_id, headers)
+    return Response(rendered.body, rendered.status, rendered.headers)
+
+
+def _invalid(faults: Sequence[Any]) -> RefusalError:
+    """FastAPI's findings as pointers, without the values that it found. A path that does not fit is a thing that does not exist."""
+    if any(fault["loc"][0] == "path" for fault in faults):
+        return NotFoundError("")
+    pointers = tuple(("/" + "/".join(str(part)[:64] for part in fault["loc"][1:]), _words(fault)) for fault in faults[:20])
+    return InvalidError("A query parameter is not what it should be.", pointers=pointers)
+
+
+def _words(fault: Any) -> str:
+    if fault["type"] == "extra_forbidden":
+        return "unknown"
+    if fault["type"] == "value_error":
+        return "not a time: RFC 3339 with an offset from UTC, for example 2026-11-24T08:00:00Z"
+    return str(fault["msg"])
+
+
+def _refuse_repeated(query: bytes) -> None:
+    """Two readers of one query must not see two questions.
+
+    Raises:
+        InvalidError: a parameter is given twice.
+    """
+    if b"&" not in query:
+        return
+    names = [name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True)]
+    repeated = {name for name in names if names.count(name) > 1} if len(names) <= 100 else {"too-many"}
+    if repeated:
+        raise InvalidError("A query parameter is given twice.", pointers=tuple((f"/{name[:64]}", "once") for name in sorted(repeated)))

@@ -1,0 +1,171 @@
+"""Everything that is read over HTTP: who am I, which keys, their public halves, the record. FastAPI routes, declared for OpenAPI."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from fastapi import APIRouter, Query
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from keybroker.clock import from_rfc3339
+from keybroker.errors import NotFoundError
+from keybroker.frontend import public_keys
+from keybroker.frontend.authority_link import AuthorityLink
+from keybroker.frontend.exchange import Exchange
+from keybroker.frontend.shapes import Key, Keys, Whoami
+from keybroker.frontend.signing import json_answer
+from keybroker.model.call import (
+    KeyReply,
+    KeysReply,
+    ListJwks,
+    ListKeys,
+    PublicVersion,
+    QueryRecords,
+    RecordsReply,
+    ShowKey,
+    ShowRecord,
+    WhoamiReply,
+)
+from keybroker.model.call import Whoami as AskWhoami
+from keybroker.model.record import Outcome, RecordKind
+
+MAX_PAGE = 1_000
+_MAX_INDEX = 2**53 - 1
+
+
+def _moment(text: str) -> str:
+    if text:
+        from_rfc3339(text)
+    return text
+
+
+Moment = Annotated[str, AfterValidator(_moment), Field(max_length=40, description="RFC 3339, with an offset from UTC")]
+Kind = Literal["", *(each.value for each in RecordKind)]  # type: ignore[valid-type]  # mypy cannot see into an enum here
+Ended = Literal["", *(each.value for each in Outcome)]  # type: ignore[valid-type]  # as above
+
+
+class Parameters(BaseModel):
+    """Query parameters. Unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PublicParameters(Parameters):
+    """How to write a public key, and of which version; the one that signs, if absent."""
+
+    format: Literal["pem", "jwk", "openssh"] = "pem"
+    version: int | None = Field(default=None, ge=1, le=_MAX_INDEX)
+
+
+class RecordParameters(Parameters):
+    """Which records; what is empty does not filter."""
+
+    workload: str = Field(default="", max_length=2_048, description="SPIFFE ID: the trail to read")
+    key: str = Field(default="", max_length=64)
+    principal: str = Field(default="", max_length=2_048)
+    kind: Kind = ""
+    outcome: Ended = ""
+    use: str = Field(default="", max_length=26, description="ULID of a use")
+    since: Moment = ""
+    until: Moment = ""
+    cursor: str = Field(default="", max_length=64, description="`next` of the page before")
+    limit: int = Field(default=100, ge=1, le=MAX_PAGE)
+
+    def ask(self) -> QueryRecords:
+        """As the authority takes it."""
+        return QueryRecords(
+            workload=self.workload,
+            key=self.key,
+            principal=self.principal,
+            kind=self.kind,
+            outcome=self.outcome,
+            use=self.use,
+            since_us=_microseconds(self.since),
+            until_us=_microseconds(self.until),
+            cursor=self.cursor,
+            limit=self.limit,
+        )
+
+
+class Reading:
+    """Answers everything that uses no key."""
+
+    def __init__(self, authority: AuthorityLink) -> None:
+        self._authority = authority
+
+    def router(self) -> APIRouter:
+        """The routes under /v1."""
+        router = APIRouter(prefix="/v1")
+        for path, endpoint, shape in (
+            ("/whoami", self.whoami, "Whoami"),
+            ("/keys", self.keys, "Keys"),
+            ("/keys/{key}", self.key, "Key"),
+            ("/keys/{key}/public", self.public, "PublicKey"),
+            ("/jwks", self.jwks, "JwkSet"),
+            ("/audit/records", self.records, "RecordPage"),
+            ("/audit/records/{index}", self.record, "Record"),
+        ):
+            router.add_api_route(path, endpoint, methods=["GET"], openapi_extra={"x-shape": shape}, response_model=None)
+        return router
+
+    async def whoami(self, request: Request) -> Response:
+        """What the broker sees of the caller."""
+        return json_answer(Whoami.of(await self._authority.ask(Exchange.of(request), AskWhoami(), WhoamiReply)))
+
+    async def keys(self, request: Request) -> Response:
+        """The keys that the caller may look at."""
+        reply = await self._authority.ask(Exchange.of(request), ListKeys(), KeysReply)
+        return json_answer(Keys(tuple(Key.of(key) for key in reply.keys)))
+
+    async def key(self, request: Request, key: str) -> Response:
+        """One key and its versions."""
+        return json_answer(Key.of(await self._show(request, key)))
+
+    async def public(self, request: Request, key: str, parameters: Annotated[PublicParameters, Query()]) -> Response:
+        """The public key of one version, as PEM, JWK or a line of OpenSSH."""
+        shown = await self._show(request, key)
+        version = _version(shown, parameters.version)
+        if parameters.format == "jwk":
+            return json_answer(public_keys.jwk(shown, version))
+        text = public_keys.pem(version.spki) if parameters.format == "pem" else public_keys.openssh(shown.name, version)
+        media_type = "application/x-pem-file" if parameters.format == "pem" else "text/plain"
+        return Response(text, media_type=media_type, headers={"cache-control": "no-store"})
+
+    async def jwks(self, request: Request) -> Response:
+        """The public keys that the caller may look at, as a JWK set."""
+        reply = await self._authority.ask(Exchange.of(request), ListJwks(), KeysReply)
+        return json_answer(public_keys.jwk_set(reply.keys))
+
+    async def records(self, request: Request, parameters: Annotated[RecordParameters, Query()]) -> Response:
+        """A page of the record, oldest first. That it was read is on record too."""
+        reply = await self._authority.ask(Exchange.of(request), parameters.ask(), RecordsReply)
+        return json_answer({"records": [msgspec.Raw(leaf) for leaf in reply.records], "next": reply.next or None})
+
+    async def record(self, request: Request, index: int) -> Response:
+        """One record by its index in the log: the bytes that are hashed."""
+        if not 0 <= index <= _MAX_INDEX:
+            raise NotFoundError("")
+        reply = await self._authority.ask(Exchange.of(request), ShowRecord(index), RecordsReply)
+        return json_answer(msgspec.Raw(reply.records[0]))
+
+    async def _show(self, request: Request, key: str) -> KeyReply:
+        return await self._authority.ask(Exchange.of(request), ShowKey(key), KeyReply)
+
+
+def _version(key: KeyReply, wanted: int | None) -> PublicVersion:
+    """The version with this number, or the one that signs.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    for version in reversed(key.versions):
+        if wanted is None or version.version == wanted:
+            return version
+    raise NotFoundError("")
+
+
+def _microseconds(text: str) -> int:
+    return max(from_rfc3339(text), 1) if text else 0

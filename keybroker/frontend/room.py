@@ -1,0 +1,139 @@
+"""The frontend's process: everything it is made of, put together in one place, served until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+import uvicorn
+import uvloop
+from uvicorn.server import ServerState
+
+from keybroker.config import Config, FrontendConfig, host_and_port
+from keybroker.errors import ConfigError, WireError
+from keybroker.frontend.app import Application
+from keybroker.frontend.authority_link import AuthorityLink
+from keybroker.frontend.listener import TlsListener
+from keybroker.frontend.metrics import FrontendMetrics
+from keybroker.frontend.operations import Operations, OperationsServer
+from keybroker.frontend.protocol import BodyBudget, BoundedHttpProtocol, HttpLimits
+from keybroker.frontend.signing import body_limit
+from keybroker.frontend.tls import ServerTls
+from keybroker.identity.bundle import TrustBundles
+from keybroker.model.call import MAX_ANSWER_BYTES, Answer, Call
+from keybroker.process import EXIT_CONFIG, harden, uid_of
+from keybroker.telemetry import configure, logger
+from keybroker.wire import Link
+
+DRAIN_SECONDS = 10.0
+_BODY_BUDGET = 64 * 1024 * 1024
+_DRAIN_POLL_SECONDS = 0.05
+
+_log = logger()
+
+
+def run(config: Config) -> int:
+    """Serve until SIGTERM; the exit status."""
+    harden()
+    configure("frontend", config.telemetry)
+    try:
+        if config.frontend is None:
+            raise ConfigError("the section `frontend` is missing")
+        uvloop.run(_serve(config.frontend))
+    except (ConfigError, WireError) as err:
+        sys.stderr.write(f"frontend: {err}\n")
+        return EXIT_CONFIG
+    return 0
+
+
+async def _serve(config: FrontendConfig) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    metrics = FrontendMetrics()
+    tls = ServerTls(config.svid, TrustBundles.load(config.bundles))
+    service_socket = bind("listen", config.listen)
+    operations_socket = bind("operations", config.operations)
+    link = Link[Call, Answer](config.authority, uid_of(config.authority_user), Answer, MAX_ANSWER_BYTES, _on_link_change)
+    authority = AuthorityLink(link)
+    connections = ServerState()
+    listener = TlsListener(
+        service_socket,
+        lambda: tls.context,
+        _protocol_factory(Application(authority, metrics), connections, metrics),
+        max_connections=config.max_connections,
+        max_per_address=config.max_connections_per_address,
+        metrics=metrics,
+    )
+    operations = OperationsServer.of(Operations(authority, metrics, stop.is_set))
+
+    link.start()
+    listener.start()
+    background = [asyncio.ensure_future(tls.keep_fresh()), asyncio.ensure_future(operations.run_on(operations_socket))]
+    _log.info("started", listen=config.listen, operations=config.operations)
+    await stop.wait()
+    await listener.stop()
+    await _drain(connections)
+    operations.should_exit = True
+    background[0].cancel()
+    await asyncio.gather(*background, return_exceptions=True)
+    with contextlib.suppress(OSError):
+        operations_socket.close()
+    await link.stop()
+
+
+def _protocol_factory(
+    app: Application, connections: ServerState, metrics: FrontendMetrics
+) -> Callable[[str, Callable[[], None]], asyncio.Protocol]:
+    """Makes the protocol object of each connection; they share limits and a budget."""
+    config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, server_header=False, date_header=False, ws="none")
+    config.load()
+    limits, budget = HttpLimits(body_bytes=body_limit), BodyBudget(_BODY_BUDGET)
+
+    def make(address: str, on_lost: Callable[[], None]) -> asyncio.Protocol:
+        return BoundedHttpProtocol(
+            config, connections, limits=limits, budget=budget, metrics=metrics, address=address, on_lost=on_lost
+        )
+
+    return make
+
+
+async def _drain(connections: ServerState) -> None:
+    """Let every connection finish the request that is under way, for a while."""
+    for connection in list(connections.connections):
+        connection.shutdown()
+    deadline = asyncio.get_running_loop().time() + DRAIN_SECONDS
+    while connections.connections and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(_DRAIN_POLL_SECONDS)
+
+
+def bind(name: str, address: str) -> socket.socket:
+    """A socket on `ADDRESS:PORT`, not listening yet.
+
+    Args:
+        name: of the field, for errors.
+
+    Raises:
+        ConfigError: somebody else listens there, or the address is not this host's.
+    """
+    host, port = host_and_port(address)
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+    except OSError as err:
+        sock.close()
+        raise ConfigError(f"frontend.{name}: cannot listen on {address}: {err.strerror}; stop what listens there, or name another") from err
+    return sock
+
+
+def _on_link_change(is_up: bool, why: Exception | None) -> None:  # noqa: FBT001  called by the link
+    if is_up:
+        _log.info("the authority is there")
+    else:
+        _log.warning("the authority is away", why=str(why or "closed"))

@@ -1,0 +1,75 @@
+"""`keybroker check`, the tokens' part: log in once to each token, look at each configured key, and say what would be refused.
+
+Every token is looked at in a child process, as a worker would: the module is foreign code, and it is configured by its environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from keybroker import config as configuration
+from keybroker.config import Config, HsmConfig, KeyConfig, TokenConfig
+from keybroker.errors import KeyBrokerError
+from keybroker.hsm.pkcs11_token import Pkcs11Token
+from keybroker.model.task import KeyRefused, OpenKey
+
+_SECONDS = 60
+
+
+def problems(path: Path, config: Config) -> list[str]:
+    """What is wrong with the tokens and keys of a configuration, each with its cure; empty if nothing is.
+
+    Args:
+        path: of the configuration file.
+        config: the same file, loaded. A file without an authority section names no keys; then only logging in is tried.
+    """
+    if config.hsm is None:
+        return []
+    found: list[str] = []
+    for name, token in config.hsm.tokens.items():
+        environment = {**os.environ, **{variable: str(value) for variable, value in token.module_environment.items()}}
+        command = [sys.executable, "-m", "keybroker.hsm.inspect", str(path), name]
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, timeout=_SECONDS, check=False)  # noqa: S603  ours
+        except subprocess.TimeoutExpired:
+            found.append(f"token {name}: the PKCS#11 module did not answer within {_SECONDS} s")
+            continue
+        if done.returncode != 0:
+            found.append(f"token {name}: the PKCS#11 module brought its process down (status {done.returncode}); check `module-path`")
+        else:
+            found.extend(json.loads(done.stdout))
+    return found
+
+
+def _of_token(name: str, token: TokenConfig, keys: dict[str, KeyConfig]) -> list[str]:
+    try:
+        session = Pkcs11Token.log_in(token.uri)
+    except KeyBrokerError as err:
+        return [f"token {name}: {err}"]
+    found = []
+    for key_name, key in keys.items():
+        for version in key.versions if key.token == name else ():
+            product = session.open_key(OpenKey(f"{key_name}/{version.version}", version.object, bytes.fromhex(version.id)))
+            if isinstance(product, KeyRefused):
+                found.append(f"key {product.ref}: {product.rule}: {product.cure}")
+    session.close()
+    return found
+
+
+def _main() -> int:
+    path, name = Path(sys.argv[1]), sys.argv[2]
+    config = configuration.load(path)
+    section: HsmConfig | None = config.hsm
+    if section is None:
+        return 1
+    keys = dict(config.authority.keys) if config.authority else {}
+    sys.stdout.write(json.dumps(_of_token(name, section.tokens[name], keys)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
