@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keybroker.cli import output
-from keybroker.cli.connection import BrokerId, BundleFile, Json, SvidFile, Url, connect
+from keybroker.cli.connection import BrokerId, BundleFile, SvidFile, Url, connect
 from keybroker.cli.moments import moment
 from keybroker.clock import SystemClock
 

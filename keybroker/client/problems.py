@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-
 import msgspec
 
 from keybroker.client.errors import BrokerAnswerError

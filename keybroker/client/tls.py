@@ -6,16 +6,17 @@ twice: OpenSSL builds the chain, and the same validator that the broker uses for
 
 from __future__ import annotations
 
-import os
 import ssl
 import time
 from pathlib import Path
 from typing import Any
 
-from keybroker.client.errors import BrokerIdentityError
 from keybroker.clock import SystemClock
 from keybroker.errors import ConfigError, SvidInvalidError
 from keybroker.identity.bundle import TrustBundles
+from keybroker.identity.svid_file import SvidFile
+from keybroker.identity.tls_peer import peer_chain
+from keybroker.identity.watched_file import fingerprint
 from keybroker.identity.x509_svid import SvidValidator
 from keybroker.model.identity import SpiffeId
 
@@ -38,7 +39,7 @@ class _BrokerSocket(ssl.SSLSocket):
         context = self.context
         if not isinstance(context, BrokerContext):
             raise WrongPeerError("the connection has lost the identity that it must check")
-        context.check_peer(_chain(self))
+        context.check_peer(peer_chain(self))
 
 
 class BrokerContext(ssl.SSLContext):
@@ -84,9 +85,32 @@ class Credentials:
         Raises:
             ConfigError: a file cannot be used.
         """
-        seen = (_fingerprint(self._svid), _fingerprint(self._bundle))
+        seen = (fingerprint(self._svid), fingerprint(self._bundle))
         context = self._context
         if context is None or seen != self._seen or context.peer_good_until <= time.time():
             context = _context(self._svid, self._bundle, self._broker_id)
             self._seen, self._context = seen, context
         return context
+
+
+def _context(svid: Path, bundle: Path, broker_id: SpiffeId | None) -> BrokerContext:
+    """TLS 1.3 only, our chain shown, no session resumed, the broker's identity checked in the handshake.
+
+    Raises:
+        ConfigError: a file cannot be used.
+    """
+    own = SvidFile.load(svid)
+    expected = broker_id or SpiffeId.parse(f"spiffe://{own.id.trust_domain}/{_BROKER_PATH}")
+    bundles = TrustBundles.load({expected.trust_domain: bundle})
+    context = BrokerContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False  # the SPIFFE ID is checked instead
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.validator = SvidValidator(bundles, None, SystemClock())
+    context.broker_id = expected
+    try:
+        context.load_cert_chain(svid)
+        context.load_verify_locations(cadata=bundles.ssl_trust_anchors())
+    except (OSError, ValueError) as err:
+        raise ConfigError(f"{svid}: cannot be used for TLS: {err}") from err
+    return context

@@ -71,7 +71,7 @@ class TlsListener:
 
     def start(self) -> None:
         """Listen, and accept in the background."""
-        self._sock.setblocking(False)
+        self._sock.settimeout(0)
         self._sock.listen(_BACKLOG)
         self._accepting = asyncio.get_running_loop().create_task(self._accept())
 

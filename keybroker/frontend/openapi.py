@@ -27,8 +27,8 @@ _SIGNING = (
 _READING_RECORD = ("audit-unavailable",)
 _SIGN_ROUTES = (
     ("/v1/keys/{key}/sign", "sign", "Sign one thing with a key.", "SignBody", "SignedUse", True),
-    ("/v1/keys/{key}/sign/batch", "sign_batch", "Sign up to 1,000 things with a key, each a use of its own.", "Batch", "BatchResults", True),
-    ("/v1/keys/{key}/sign/explain", "explain", "Show the decision that `sign` would get. No key is used.", "SignBody", "Explanation", False),
+    ("/v1/keys/{key}/sign/batch", "sign_batch", "Sign up to 1,000 things, each a use of its own.", "Batch", "BatchResults", True),
+    ("/v1/keys/{key}/sign/explain", "explain", "Show the decision that `sign` would get.", "SignBody", "Explanation", False),
 )
 _TEXT = {"type": "string"}
 _OBJECT = {"type": "object"}

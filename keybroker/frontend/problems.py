@@ -89,7 +89,7 @@ def document(problem: Problem, request_id: str, pointer_prefix: str = "") -> Pro
         type=_TYPE + code,
         title=title,
         status=status,
-        detail=_NOT_FOUND if status == 404 else problem.detail,  # noqa: PLR2004  one text, whatever it is that is not there
+        detail=_NOT_FOUND if status == 404 else problem.detail,
         instance=_INSTANCE + request_id,
         errors=tuple(ProblemPointer(pointer_prefix + pointer, detail) for pointer, detail in problem.pointers),
         reasons=problem.reasons,

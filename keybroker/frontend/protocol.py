@@ -34,6 +34,7 @@ from keybroker.errors import (
 from keybroker.frontend import problems
 from keybroker.frontend.exchange import EXTENSION, Client, new_request_id
 from keybroker.frontend.metrics import FrontendMetrics
+from keybroker.identity.tls_peer import peer_chain
 
 _NOT_HTTP = "The request is not HTTP/1.1 as it should be."
 
@@ -327,20 +328,3 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _return_body(self) -> None:
         self._budget.left += self._borrowed
         self._borrowed = 0
-
-
-def peer_chain(tls: Any) -> tuple[bytes, ...]:
-    """The client's certificates as it sent them, DER, leaf first; empty without TLS or without a certificate.
-
-    Args:
-        tls: the `ssl.SSLObject` of the connection, or None.
-    """
-    if tls is None:
-        return ()
-    if hasattr(tls, "get_unverified_chain"):  # Python 3.13
-        return tuple(tls.get_unverified_chain())
-    chain = tls._sslobj.get_unverified_chain()  # noqa: SLF001  there is no public way before Python 3.13
-    return tuple(certificate.public_bytes(_DER) for certificate in chain or ())
-
-
-_DER = 2  # _ssl.ENCODING_DER

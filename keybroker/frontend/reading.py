@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from enum import Enum
+from typing import Annotated, Literal
 
 import msgspec
 from fastapi import APIRouter, Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -36,15 +39,29 @@ MAX_PAGE = 1_000
 _MAX_INDEX = 2**53 - 1
 
 
+def _one_of(names: type[Enum]) -> Callable[[str], str]:
+    known = {"", *(each.value for each in names)}
+
+    def check(text: str) -> str:
+        if text not in known:
+            raise PydanticCustomError("unknown_name", "one of {names}", {"names": ", ".join(sorted(known - {""}))})
+        return text
+
+    return check
+
+
 def _moment(text: str) -> str:
     if text:
-        from_rfc3339(text)
+        try:
+            from_rfc3339(text)
+        except ValueError as err:
+            raise PydanticCustomError("time", "an RFC 3339 time with an offset from UTC, such as 2026-11-24T08:00:00Z") from err
     return text
 
 
 Moment = Annotated[str, AfterValidator(_moment), Field(max_length=40, description="RFC 3339, with an offset from UTC")]
-Kind = Literal["", *(each.value for each in RecordKind)]  # type: ignore[valid-type]  # mypy cannot see into an enum here
-Ended = Literal["", *(each.value for each in Outcome)]  # type: ignore[valid-type]  # as above
+Kind = Annotated[str, AfterValidator(_one_of(RecordKind))]
+Ended = Annotated[str, AfterValidator(_one_of(Outcome))]
 
 
 class Parameters(BaseModel):

@@ -96,9 +96,7 @@ def _protocol_factory(
     limits, budget = HttpLimits(body_bytes=body_limit), BodyBudget(_BODY_BUDGET)
 
     def make(address: str, on_lost: Callable[[], None]) -> asyncio.Protocol:
-        return BoundedHttpProtocol(
-            config, connections, limits=limits, budget=budget, metrics=metrics, address=address, on_lost=on_lost
-        )
+        return BoundedHttpProtocol(config, connections, limits=limits, budget=budget, metrics=metrics, address=address, on_lost=on_lost)
 
     return make
 
@@ -108,7 +106,7 @@ async def _drain(connections: ServerState) -> None:
     for connection in list(connections.connections):
         connection.shutdown()
     deadline = asyncio.get_running_loop().time() + DRAIN_SECONDS
-    while connections.connections and asyncio.get_running_loop().time() < deadline:
+    while connections.connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110  uvicorn has no event for it
         await asyncio.sleep(_DRAIN_POLL_SECONDS)
 
 

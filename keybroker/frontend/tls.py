@@ -7,12 +7,12 @@ for the authority to judge, on every request.
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
 from pathlib import Path
 
 from keybroker.errors import ConfigError
 from keybroker.identity.bundle import TrustBundles
+from keybroker.identity.watched_file import fingerprint
 from keybroker.telemetry import logger
 
 _POLL_SECONDS = 1.0
@@ -87,7 +87,7 @@ class ServerTls:
     def __init__(self, svid: Path, bundles: TrustBundles) -> None:
         self._svid = svid
         self._bundles = bundles
-        self._seen = _fingerprint(svid)
+        self._seen = fingerprint(svid)
         self._context = make_context(svid, bundles)
 
     @property
@@ -98,14 +98,14 @@ class ServerTls:
     def refresh(self) -> bool:
         """Look at the files; True if there is a new context. A file that cannot be used changes nothing. Blocks; one call at a time."""
         is_changed = self._bundles.refresh()
-        seen = _fingerprint(self._svid)
+        seen = fingerprint(self._svid)
         if not is_changed and seen == self._seen:
             return False
         self._seen = seen
         try:
             self._context = make_context(self._svid, self._bundles)
         except ConfigError as err:
-            _log.error("new SVID cannot be used, going on with the old one", reason=str(err))  # noqa: TRY400  the text says it all
+            _log.error("new SVID cannot be used, going on with the old one", reason=str(err))
             return False
         _log.info("TLS renewed")
         return True
@@ -144,12 +144,3 @@ def make_context(svid: Path, bundles: TrustBundles) -> ssl.SSLContext:
 
 def _refuse_password() -> str:
     raise ValueError("the key is encrypted")
-
-
-def _fingerprint(path: Path) -> tuple[int, ...]:
-    """Changes whenever the file behind a path does; empty while there is none."""
-    try:
-        state = os.stat(path)  # noqa: PTH116  follows links, which is how secrets are swapped
-    except OSError:
-        return ()
-    return state.st_dev, state.st_ino, state.st_mtime_ns, state.st_ctime_ns, state.st_size

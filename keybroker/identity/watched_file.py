@@ -8,7 +8,7 @@ from keybroker.errors import ConfigError
 
 MAX_FILE_BYTES = 16 * 1024 * 1024
 
-Signature = tuple[int, int, int, int]
+Fingerprint = tuple[int, ...]
 
 
 class WatchedFile:
@@ -16,7 +16,7 @@ class WatchedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._seen: Signature | None = None
+        self._seen: Fingerprint | None = None
 
     def read(self) -> bytes:
         """The content now.
@@ -25,7 +25,7 @@ class WatchedFile:
             ConfigError: unreadable or too large.
         """
         try:
-            self._seen = self._signature()
+            self._seen = fingerprint(self.path)
             with self.path.open("rb") as file:
                 data = file.read(MAX_FILE_BYTES + 1)
         except OSError as err:
@@ -38,11 +38,13 @@ class WatchedFile:
 
     def has_changed(self) -> bool:
         """Whether the file is another than the one that was read last; also when it has gone."""
-        try:
-            return self._signature() != self._seen
-        except OSError:
-            return True
+        return fingerprint(self.path) != self._seen
 
-    def _signature(self) -> Signature:
-        stat = self.path.stat()
-        return (stat.st_mtime_ns, stat.st_size, stat.st_ino, stat.st_dev)
+
+def fingerprint(path: Path) -> Fingerprint:
+    """Changes whenever the file behind a path does, links followed; empty while there is none."""
+    try:
+        state = path.stat()
+    except OSError:
+        return ()
+    return (state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_ino, state.st_dev)

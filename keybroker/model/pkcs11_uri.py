@@ -73,7 +73,8 @@ class Pkcs11Uri:
         if not source.startswith("file:") or not source.removeprefix("file:"):
             raise Pkcs11UriError("`pin-source=file:PATH` is missing: the file that holds the PIN")
         pin = source.removeprefix("file:")
-        return cls(*(wanted.get(name, "") for name in _TOKEN_ATTRIBUTES), base / module, base / _local(pin))
+        token, serial, manufacturer, model = (wanted.get(name, "") for name in _TOKEN_ATTRIBUTES)
+        return cls(token, serial, manufacturer, model, base / module, base / _local(pin))
 
 
 def _local(path: str) -> str:

@@ -55,9 +55,9 @@ def test_signature_is_good_to_openssl_and_its_use_on_record(world: World, tmp_pa
         intent, outcome = broker.record(signed.records.intent), broker.record(signed.records.outcome)
     assert openssl_verifies(tmp_path, algorithm, public, signed.signature, MESSAGE) in {"Verified OK", "Signature Verified Successfully"}
     assert openssl_verifies(tmp_path, algorithm, public, signed.signature, MESSAGE + b"!") != "Verified OK"
-    assert outcome.data["signature_sha256"] == hashlib.sha256(signed.signature).hexdigest()
-    assert intent.data["tbs"]["value"] == hashlib.new(Algorithm(algorithm).hash_name, MESSAGE).hexdigest()
-    assert intent.data["use"] == outcome.data["use"] == signed.use
+    assert outcome.fields["signature_sha256"] == hashlib.sha256(signed.signature).hexdigest()
+    assert intent.fields["tbs"]["value"] == hashlib.new(Algorithm(algorithm).hash_name, MESSAGE).hexdigest()
+    assert intent.fields["use"] == outcome.fields["use"] == signed.use
 
 
 def test_digest_is_signed_where_sign_digest_is_granted(world: World, tmp_path: Path) -> None:
@@ -106,13 +106,13 @@ def test_idempotency_key_gives_one_use(world: World) -> None:
 def test_auditor_reads_everything_and_a_workload_its_own_trail(world: World) -> None:
     with world.client() as broker:
         signed = broker.sign("orders", "ES256", message=b"x")
-        assert {record.data["trail"]["id"] for record in broker.iter_records()} == {"spiffe://example.org/payments/api"}
+        assert {record.fields["trail"]["id"] for record in broker.iter_records()} == {"spiffe://example.org/payments/api"}
         with pytest.raises(DeniedError):
             broker.records(workload="spiffe://example.org/human/auditor")
     with world.client("auditor") as broker:
         everything = list(broker.iter_records())
-        assert {record.data["kind"] for record in everything} >= {"start", "admin", "intent", "outcome", "denial", "read"}
-        assert [record.data["use"] for record in broker.iter_records(use=signed.use)] == [signed.use] * 2
+        assert {record.fields["kind"] for record in everything} >= {"start", "admin", "intent", "outcome", "denial", "read"}
+        assert [record.fields["use"] for record in broker.iter_records(use=signed.use)] == [signed.use] * 2
     with world.client("ci-release") as broker, pytest.raises(NotFoundError):
         broker.record(signed.records.intent)
 
