@@ -1,0 +1,166 @@
+# Each rule with its allow and its deny; `opa test policies/`. That the WebAssembly agrees is shown by tests/integration/policy.
+package keybroker_test
+
+import data.keybroker
+
+api := {
+	"spiffe_id": "spiffe://example.org/payments/api",
+	"trust_domain": "example.org",
+	"path": ["payments", "api"],
+	"networks": ["office"],
+}
+
+request := {
+	"v": 1,
+	"caller": api,
+	"operation": "sign",
+	"target": {"kind": "key", "id": "orders", "workload": ""},
+	"algorithm": "ES256",
+}
+
+read_trail(workload) := object.union(request, {
+	"operation": "read-audit",
+	"algorithm": "",
+	"target": {"kind": "trail", "id": "", "workload": workload},
+})
+
+rule := {
+	"id": "g",
+	"path": ["payments", "*"],
+	"is_open": false,
+	"keys": ["orders"],
+	"operations": ["sign"],
+	"algorithms": ["ES256"],
+	"trails": [],
+	"networks": [],
+}
+
+none := {"exact": {}, "prefix": {}, "domain": {}, "anybody": []}
+
+rules(grants, denies) := {
+	"policy": "digest",
+	"grants": object.union(none, {"prefix": {"example.org/payments": grants}}),
+	"denies": object.union(none, {"prefix": {"example.org/payments": denies}}),
+}
+
+decide(grants, denies, asked) := answer if {
+	answer := keybroker.decision with input as asked with data.keybroker_rules as rules(grants, denies)
+}
+
+test_grant_allows_and_names_itself if {
+	answer := decide([rule], [], request)
+	answer.allow
+	answer.grants == ["g"]
+	answer.reasons == []
+	answer.policy == "digest"
+	answer.obligations == [{"grant": "g", "hours": [], "limits": [], "quorum": [], "cool_off_s": 0, "evidence": []}]
+}
+
+test_nothing_said_means_no if {
+	decide([], [], request) == {
+		"allow": false,
+		"reasons": ["no-grant"],
+		"grants": [],
+		"policy": "digest",
+		"obligations": [],
+	}
+}
+
+test_other_key_looks_like_no_key if {
+	decide([object.union(rule, {"keys": ["release"]})], [], request).reasons == ["no-grant"]
+}
+
+test_star_is_every_key if decide([object.union(rule, {"keys": ["*"]})], [], request).allow
+
+test_operation_that_is_not_granted if {
+	answer := decide([object.union(rule, {"operations": ["sign-digest"]})], [], request)
+	not answer.allow
+	answer.reasons == ["operation-not-granted"]
+}
+
+test_algorithm_that_is_not_granted if {
+	answer := decide([object.union(rule, {"algorithms": ["ES384"]})], [], request)
+	not answer.allow
+	answer.reasons == ["algorithm-not-granted"]
+}
+
+test_reading_a_key_needs_no_algorithm if {
+	decide([object.union(rule, {"operations": ["read-key"]})], [], object.union(request, {"operation": "read-key", "algorithm": ""})).allow
+}
+
+test_network_binds if {
+	decide([object.union(rule, {"networks": ["office"]})], [], request).allow
+	answer := decide([object.union(rule, {"networks": ["lab"]})], [], request)
+	not answer.allow
+	answer.reasons == ["network-not-granted"]
+}
+
+test_star_is_one_segment if {
+	deeper := object.union(request, {"caller": object.union(api, {"path": ["payments", "api", "v2"]})})
+	not decide([rule], [], deeper).allow
+	decide([object.union(rule, {"path": ["payments"], "is_open": true})], [], deeper).allow
+}
+
+test_open_pattern_needs_one_more_segment if {
+	exactly := object.union(request, {"caller": object.union(api, {"path": ["payments"]})})
+	not decide([object.union(rule, {"path": ["payments"], "is_open": true})], [], exactly).allow
+}
+
+test_deny_wins_and_says_so if {
+	answer := decide([rule], [object.union(rule, {"id": "d", "keys": [], "operations": [], "algorithms": []})], request)
+	not answer.allow
+	answer.reasons == ["denied-by:d"]
+	answer.grants == []
+	answer.obligations == []
+}
+
+test_deny_of_something_else_does_not if {
+	decide([rule], [object.union(rule, {"id": "d", "algorithms": ["RS256"]})], request).allow
+}
+
+test_exact_domain_and_anybody if {
+	every place in [
+		{"exact": {"spiffe://example.org/payments/api": [rule]}},
+		{"domain": {"example.org": [rule]}},
+		{"anybody": [rule]},
+	] {
+		found := {"policy": "digest", "grants": object.union(none, place), "denies": none}
+		answer := keybroker.decision with input as request with data.keybroker_rules as found
+		answer.allow
+	}
+}
+
+test_own_trail_needs_no_grant_and_others_do if {
+	decide([], [], read_trail("spiffe://example.org/payments/api")).grants == ["own-trail"]
+	not decide([], [], read_trail("spiffe://example.org/payments/other")).allow
+	not decide([], [], read_trail("")).allow
+}
+
+test_own_trail_can_be_denied if {
+	deny := object.union(rule, {"id": "d", "keys": [], "operations": ["read-audit"], "algorithms": []})
+	answer := decide([], [deny], read_trail("spiffe://example.org/payments/api"))
+	not answer.allow
+	answer.reasons == ["denied-by:d"]
+}
+
+test_trail_patterns if {
+	trails := object.union(rule, {
+		"operations": ["read-audit"],
+		"keys": [],
+		"algorithms": [],
+		"trails": [{"path": ["spiffe:", "", "example.org", "ci", "*"], "is_open": false, "is_any": false}],
+	})
+	decide([trails], [], read_trail("spiffe://example.org/ci/release")).allow
+	not decide([trails], [], read_trail("spiffe://example.org/ops/release")).allow
+	not decide([trails], [], read_trail("")).allow
+	anything := object.union(trails, {"trails": [{"path": [], "is_open": true, "is_any": true}]})
+	decide([anything], [], read_trail("")).allow
+}
+
+test_two_grants_bind_together if {
+	answer := decide([rule, object.union(rule, {"id": "h"})], [], request)
+	answer.grants == ["g", "h"]
+	count(answer.obligations) == 2
+}
+
+test_rule_that_fits_twice_counts_once if decide([rule, rule], [], request).grants == ["g"]
