@@ -245,7 +245,7 @@ def test_server_certificate_is_reloaded_without_a_restart(own_world: World, tmp_
 @pytest.mark.case(7)
 def test_identity_is_refused_on_an_open_connection_when_its_bundle_loses_its_authority(own_world: World, tmp_path: Path) -> None:
     other = make_world(tmp_path / "other")
-    clients_own = shutil.copy(own_world.directory / "bundle.pem", tmp_path / "bundle.pem")
+    clients_own = Path(shutil.copy(own_world.directory / "bundle.pem", tmp_path / "bundle.pem"))
     with Client(own_world.url, svid=own_world.svid("payments-api"), bundle=clients_own) as broker:
         broker.sign("orders", "ES256", message=b"x")
         shutil.copy(other.directory / "bundle.pem", own_world.directory / "bundle.pem")
