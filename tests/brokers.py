@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from keybroker.audit.chain import ChainFault, check
 from keybroker.audit.leaf import canonical, decode
+from keybroker.authority.denials import Denials
 from keybroker.authority.generation import Generation
 from keybroker.authority.journal import Journal
 from keybroker.authority.keyring import Keyring
@@ -131,6 +132,7 @@ class FakeBroker:
     service: KeyUseService
     reads: Reads
     security: SecurityEvents
+    denials: Denials
     asker: Asker
     broken: list[StoreBrokenError] = field(default_factory=list)
 
@@ -186,10 +188,11 @@ async def fake_broker(state: Path) -> AsyncIterator[FakeBroker]:
     keyring = Keyring(config, [Pin("orders", 1, "ec-p256", tokens.spki, START_US)], journal, clock)
     metrics = AuthorityMetrics(["orders"])
     security = SecurityEvents(journal, metrics)
+    denials = Denials(journal, metrics)
     svid = svid_of()
     validator = FakeValidator(svid)
     selfcheck, reader = SelfCheck(), Reader(state)
-    reads = Reads(rules, keyring, journal, Reader(state), metrics)
+    reads = Reads(rules, keyring, journal, denials, Reader(state), metrics)
     service = KeyUseService(
         validator=validator,  # type: ignore[arg-type]  # a fake in the shape of the real one
         rules=rules,
@@ -197,6 +200,7 @@ async def fake_broker(state: Path) -> AsyncIterator[FakeBroker]:
         tokens=tokens,
         selfcheck=selfcheck,
         journal=journal,
+        denials=denials,
         reader=reader,
         generation=generation,
         security=security,
@@ -206,7 +210,21 @@ async def fake_broker(state: Path) -> AsyncIterator[FakeBroker]:
     )
     try:
         yield FakeBroker(
-            state, clock, generation, rules, validator, tokens, store, journal, keyring, service, reads, security, asker_of(svid), broken
+            state,
+            clock,
+            generation,
+            rules,
+            validator,
+            tokens,
+            store,
+            journal,
+            keyring,
+            service,
+            reads,
+            security,
+            denials,
+            asker_of(svid),
+            broken,
         )
     finally:
         await asyncio.sleep(0)

@@ -12,7 +12,7 @@ from typing import Protocol, assert_never
 from keybroker.authority.metrics import AuthorityMetrics
 from keybroker.authority.reads import Reads
 from keybroker.authority.security_events import SecurityEvents
-from keybroker.authority.service import KeyUseService, problem_of
+from keybroker.authority.service import KeyUseService
 from keybroker.authority.uses import Asker
 from keybroker.errors import OverloadedError, RefusalError, SvidInvalidError, UnauthenticatedError
 from keybroker.identity.x509_svid import SvidValidator
@@ -28,6 +28,7 @@ from keybroker.model.call import (
     ListKeys,
     Metrics,
     MetricsReply,
+    Problem,
     QueryRecords,
     ShowKey,
     ShowRecord,
@@ -98,10 +99,10 @@ class Desk:
         try:
             reply = await self._reply(call)
         except RefusalError as err:
-            reply = problem_of(err)
+            reply = Problem.of(err)
         except Exception:  # noqa: BLE001  a fault of ours must be an answer, not a silence
             _log.exception("call failed", request_id=call.request_id)
-            reply = problem_of(OverloadedError("The request could not be finished.", retry_after=1))
+            reply = Problem.of(OverloadedError("The request could not be finished.", retry_after=1))
         channel.send(Answer(call.id, reply))
 
     async def _reply(self, call: Call) -> AnyReply:  # noqa: C901, PLR0911  one line for each ask

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from keybroker.audit.leaf import canonical, decode
+from keybroker.authority.denials import Denials
 from keybroker.authority.journal import Entry, Journal
 from keybroker.authority.keyring import KeyEntry, Keyring
 from keybroker.authority.metrics import AuthorityMetrics
@@ -32,10 +33,13 @@ class Reads:
         reader: used by this object's own thread only.
     """
 
-    def __init__(self, rules: Rules, keyring: Keyring, journal: Journal, reader: Reader, metrics: AuthorityMetrics) -> None:
+    def __init__(
+        self, rules: Rules, keyring: Keyring, journal: Journal, denials: Denials, reader: Reader, metrics: AuthorityMetrics
+    ) -> None:
         self._rules = rules
         self._keyring = keyring
         self._journal = journal
+        self._denials = denials
         self._reader = reader
         self._metrics = metrics
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reader")
@@ -158,8 +162,8 @@ class Reads:
     async def _deny(
         self, asker: Asker, workload: str, decision: Decision, refusal: DeniedError | NotFoundError | PolicyFailedError
     ) -> None:
-        self._metrics.refused(refusal.code)
-        await self._journal.write(Entry(_draft(RecordKind.DENIAL, asker, _audit_input(asker, workload), decision, code=refusal.code)))
+        draft = _draft(RecordKind.DENIAL, asker, _audit_input(asker, workload), decision, code=refusal.code)
+        await self._denials.write(draft, refusal.code)
 
 
 def _audit_input(asker: Asker, workload: str) -> PolicyInput:

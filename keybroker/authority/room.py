@@ -14,6 +14,7 @@ import msgspec
 import uvloop
 
 import keybroker
+from keybroker.authority.denials import Denials
 from keybroker.authority.desk import Desk
 from keybroker.authority.generation import Generation
 from keybroker.authority.journal import Entry, Journal
@@ -30,7 +31,7 @@ from keybroker.authority.tokens import TokenPool
 from keybroker.authority.watch import Watch
 from keybroker.clock import SystemClock
 from keybroker.config import AuthorityConfig, Config
-from keybroker.errors import ConfigError, StoreError, WireError
+from keybroker.errors import AuditUnavailableError, ConfigError, StoreError, WireError
 from keybroker.identity.bundle import TrustBundles
 from keybroker.identity.deny_list import DenyList
 from keybroker.identity.x509_svid import SvidValidator
@@ -74,6 +75,7 @@ async def _serve(config: AuthorityConfig) -> None:
     journal = Journal(store, clock, config.log, generation, _end_at_once)
     metrics = AuthorityMetrics(sorted(config.keys))
     security = SecurityEvents(journal, metrics)
+    denials = Denials(journal, metrics)
     keyring = Keyring(config, pins, journal, clock)
     tokens = TokenPool.of(config.tokens, keyring.to_open(), keyring.judge)
     validator = SvidValidator(bundles, deny_list, clock, config.allow_nonconforming_svids)
@@ -86,6 +88,7 @@ async def _serve(config: AuthorityConfig) -> None:
         tokens=tokens,
         selfcheck=selfcheck,
         journal=journal,
+        denials=denials,
         reader=idempotency,
         generation=generation,
         security=security,
@@ -93,7 +96,7 @@ async def _serve(config: AuthorityConfig) -> None:
         clock=clock,
         log=config.log,
     )
-    reads = Reads(policy, keyring, journal, Reader(config.state), metrics)
+    reads = Reads(policy, keyring, journal, denials, Reader(config.state), metrics)
     desk = Desk(
         validator=validator,
         networks=policy,
@@ -110,7 +113,7 @@ async def _serve(config: AuthorityConfig) -> None:
     await journal.write(Entry(_start(config, policy.engine.digest)))
     _log.info("started", records=journal.size, closed_unknown=closed, policy=policy.engine.digest)
     tokens.start()
-    background = [asyncio.ensure_future(security.run()), asyncio.ensure_future(watch.run())]
+    background = [asyncio.ensure_future(each.run()) for each in (security, denials, watch)]
     listener = Listener[Call, Answer](config.socket, uid_of(config.frontend_user), Call, MAX_CALL_BYTES, desk.on_call, desk.on_end)
     async with listener.serving():
         await stop.wait()
@@ -119,7 +122,9 @@ async def _serve(config: AuthorityConfig) -> None:
         task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.gather(*background)
-    await security.flush()
+    for counted in (security, denials):
+        with contextlib.suppress(AuditUnavailableError):
+            await counted.flush()
     await tokens.stop()
     selfcheck.close()
     reads.close()

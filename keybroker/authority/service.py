@@ -15,6 +15,7 @@ from typing import NoReturn, Protocol
 import msgspec
 from ulid import ULID
 
+from keybroker.authority.denials import Denials
 from keybroker.authority.generation import Generation
 from keybroker.authority.journal import IDEMPOTENCY_US, Claim, Entry, Journal, StaleGenerationError
 from keybroker.authority.keyring import Keyring
@@ -102,6 +103,7 @@ class KeyUseService:
         tokens: Tokens,
         selfcheck: SelfCheck,
         journal: Journal,
+        denials: Denials,
         reader: Reader,
         generation: Generation,
         security: SecurityEvents,
@@ -115,6 +117,7 @@ class KeyUseService:
         self._tokens = tokens
         self._selfcheck = selfcheck
         self._journal = journal
+        self._denials = denials
         self._reader = reader
         self._generation = generation
         self._security = security
@@ -153,7 +156,7 @@ class KeyUseService:
                     of_item = f"{ask.idempotency_key}/{index}"
                     return await self._use_once(request, _claim(asker, "sign/batch", ask.key, of_item, ask.body_sha256))
                 except RefusalError as err:
-                    return problem_of(err)
+                    return Problem.of(err)
 
         return tuple(await asyncio.gather(*(one(index) for index in range(len(ask.items)))))
 
@@ -188,6 +191,7 @@ class KeyUseService:
                 return await self._release(request, intent, made, signature)  # 7 record the outcome, 8 release
             except _UnreleasedError as err:
                 await self._close(request, intent, err)
+                err.refusal.use = intent.use
                 raise err.refusal from err
             except RefusalError:
                 raise
@@ -196,7 +200,7 @@ class KeyUseService:
                 _log.exception("use failed", request_id=request.asker.request_id)
                 self._metrics.signed(Outcome.UNKNOWN, request.key_name)
                 self._journal.owe(Entry(_outcome_draft(request, intent, Outcome.UNKNOWN, cause="fault")))
-                raise OverloadedError("The request could not be finished.", retry_after=1) from err
+                raise OverloadedError("The request could not be finished.", retry_after=1, use=intent.use) from err
         finally:
             self._under_way -= 1
 
@@ -243,8 +247,7 @@ class KeyUseService:
 
     async def _refuse(self, request: KeyUse, decision: Decision, refusal: RefusalError) -> NoReturn:
         """Record the denial, then raise it."""
-        await self._journal.write(Entry(request.draft(RecordKind.DENIAL, decision, code=refusal.code)))
-        self._metrics.refused(refusal.code)
+        await self._denials.write(request.draft(RecordKind.DENIAL, decision, code=refusal.code), refusal.code)
         if decision.verdict is Verdict.FAILED:
             _log.error("policy could not decide", reasons=decision.reasons, request_id=request.asker.request_id)
         raise refusal
@@ -322,10 +325,11 @@ class KeyUseService:
         entry = Entry(draft, claim=intent.claim, answer=_pack(answer) if intent.claim else None)
         try:
             index = await self._journal.write(entry)
-        except AuditUnavailableError:
+        except AuditUnavailableError as err:
             self._journal.owe(Entry(_outcome_draft(request, intent, Outcome.UNKNOWN, token=made.token, cause="outcome-not-durable")))
             self._metrics.signed(Outcome.UNKNOWN, request.key_name)
-            raise
+            msg = "The outcome cannot be recorded now; the signature was destroyed, not released."
+            raise AuditUnavailableError(msg, retry_after=err.retry_after, use=intent.use) from err
         self._metrics.stage("release", time.perf_counter() - started)
         self._metrics.signed(Outcome.SIGNED, request.key_name)
         return msgspec.structs.replace(answer, outcome=index)
@@ -375,11 +379,6 @@ class KeyUseService:
         await self._require_allowed(request, decision)
         await self._journal.write(Entry(request.draft(RecordKind.READ, decision, retry_of=answer.use, what="replay")))
         return msgspec.structs.replace(answer, outcome=self._reader.outcome_index(answer.use))
-
-
-def problem_of(err: RefusalError) -> Problem:
-    """A refusal as a frame."""
-    return Problem(err.code, err.detail, err.pointers, err.reasons, err.retry_after)
 
 
 def _outcome_draft(

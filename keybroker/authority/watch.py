@@ -43,6 +43,7 @@ class Watch:
         self._journal = journal
         self._security = security
         self._problems: frozenset[str] = frozenset()
+        self._unrecorded: dict[str, str] = {}  # changes that are in force, by name, with the digest that is to go on record
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -51,7 +52,7 @@ class Watch:
             try:
                 await self.look()
             except AuditUnavailableError:
-                _log.error("a change waits until the record can be written again")
+                _log.error("a change waits to be recorded until the record can be written again")
             except Exception:  # noqa: BLE001  a watcher that has died would leave old rules in force without a word
                 _log.exception("watching failed")
 
@@ -64,9 +65,12 @@ class Watch:
                 continue
             if source.refresh():
                 self._generation.advance()
-                await self._journal.write(Entry(Draft(kind=RecordKind.ADMIN, body={"change": name, "to": source.digest})))
+                self._unrecorded[name] = source.digest
                 _log.info("file changed", what=name)
             problems += source.problems
+        for name, digest in list(self._unrecorded.items()):
+            await self._journal.write(Entry(Draft(kind=RecordKind.ADMIN, body={"change": name, "to": digest})))
+            del self._unrecorded[name]
         for problem in set(problems) - self._problems:
             _log.error("a changed file cannot be used; the old one stays in force", problem=problem)
             self._security.note("file-refused", problem.splitlines()[0][:200])

@@ -67,7 +67,7 @@ def problem_of(err: RefusalError | ProblemError) -> Problem:
     """The parts of a refusal, whoever made it."""
     if isinstance(err, ProblemError):
         return err.problem
-    return Problem(err.code, err.detail, err.pointers, err.reasons, err.retry_after)
+    return Problem.of(err)
 
 
 def unexpected() -> Problem:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from keybroker.errors import RefusalError
 from keybroker.model.request import SignBody
 
 
@@ -122,6 +123,11 @@ class Problem(Reply, frozen=True):
     reasons: tuple[str, ...] = ()
     retry_after: int = 0
     use: str = ""
+
+    @classmethod
+    def of(cls, err: RefusalError) -> Problem:
+        """A refusal as a frame."""
+        return cls(err.code, err.detail, err.pointers, err.reasons, err.retry_after, err.use)
 
 
 class WhoamiReply(Reply, frozen=True):
