@@ -177,4 +177,7 @@ def kill(pid: int) -> None:
 
 def clean_environment() -> dict[str, str]:
     """The environment without settings of the one who runs the tests."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("KEYBROKER_", "SOFTHSM2_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("KEYBROKER_", "SOFTHSM2_"))}
+    if "COVERAGE_FILE" in kept:  # the rooms may write what was measured only where their own temporary files go
+        kept["TMPDIR"] = str(Path(kept["COVERAGE_FILE"]).parent)
+    return kept

@@ -20,7 +20,7 @@ from keybroker.authority.generation import Generation
 from keybroker.authority.journal import Entry, Journal
 from keybroker.authority.keyring import Keyring
 from keybroker.authority.metrics import AuthorityMetrics
-from keybroker.authority.policy.holder import PolicyHolder
+from keybroker.authority.policy.holder import BUILT_IN, PolicyHolder
 from keybroker.authority.reads import Reads
 from keybroker.authority.security_events import SecurityEvents
 from keybroker.authority.selfcheck import SelfCheck
@@ -38,6 +38,7 @@ from keybroker.identity.x509_svid import SvidValidator
 from keybroker.model.call import MAX_CALL_BYTES, Answer, Call, HealthReply
 from keybroker.model.record import Draft, RecordKind
 from keybroker.process import EXIT_CONFIG, EXIT_STORE, harden, uid_of
+from keybroker.sandbox import Sandbox, around, own_temporary, python_paths
 from keybroker.telemetry import configure, logger
 from keybroker.wire import Listener
 
@@ -54,11 +55,18 @@ def run(config: Config) -> int:
     try:
         if config.authority is None:
             raise ConfigError("the section `authority` is missing")
+        _log.info("walled in", landlock_abi=sandbox(config.authority).enter())
         uvloop.run(_serve(config.authority))
     except (ConfigError, StoreError, WireError) as err:
         sys.stderr.write(f"authority: {err}\n")
         return EXIT_CONFIG
     return 0
+
+
+def sandbox(config: AuthorityConfig) -> Sandbox:
+    """What this room may touch: its state, its socket, and what it was told to trust. No PIN, no network."""
+    trusted = around(*config.bundles.values(), config.deny_list, config.policy, BUILT_IN)
+    return Sandbox(reads=(*python_paths(), *trusted, config.grants), writes=(config.state, config.socket.parent, *own_temporary()))
 
 
 async def _serve(config: AuthorityConfig) -> None:
@@ -77,7 +85,7 @@ async def _serve(config: AuthorityConfig) -> None:
     security = SecurityEvents(journal, metrics)
     denials = Denials(journal, metrics)
     keyring = Keyring(config, pins, journal, clock)
-    tokens = TokenPool.of(config.tokens, keyring.to_open(), keyring.judge)
+    tokens = TokenPool.of(config.tokens, keyring.to_open(), keyring.judge, security.note)
     validator = SvidValidator(bundles, deny_list, clock, config.allow_nonconforming_svids)
     selfcheck = SelfCheck()
     idempotency = Reader(config.state)
@@ -148,6 +156,8 @@ def _start(config: AuthorityConfig, policy: str) -> Draft:
 def _health(journal: Journal, tokens: TokenPool, keyring: Keyring) -> HealthReply:
     sessions = tokens.sessions()
     parts = {f"token {token}": f"{serving} of {configured} sessions in service" for token, (serving, configured) in sessions.items()}
+    for token, trouble in tokens.troubles().items():
+        parts[f"token {token}"] += f"; {trouble}"
     parts |= {f"key {ref}": f"refused: {rule}" for ref, rule in keyring.refusals().items()}
     parts["record"] = "writable" if journal.is_writable else "cannot be written"
     return HealthReply(journal.is_writable and any(serving for serving, _ in sessions.values()), parts)

@@ -26,6 +26,7 @@ from keybroker.frontend.tls import ServerTls
 from keybroker.identity.bundle import TrustBundles
 from keybroker.model.call import MAX_ANSWER_BYTES, Answer, Call
 from keybroker.process import EXIT_CONFIG, harden, uid_of
+from keybroker.sandbox import Sandbox, around, own_temporary, python_paths
 from keybroker.telemetry import configure, logger
 from keybroker.wire import Link
 
@@ -43,11 +44,19 @@ def run(config: Config) -> int:
     try:
         if config.frontend is None:
             raise ConfigError("the section `frontend` is missing")
+        _log.info("walled in", landlock_abi=sandbox(config.frontend).enter())
         uvloop.run(_serve(config.frontend))
     except (ConfigError, WireError) as err:
         sys.stderr.write(f"frontend: {err}\n")
         return EXIT_CONFIG
     return 0
+
+
+def sandbox(config: FrontendConfig) -> Sandbox:
+    """What this room may touch: its own SVID, the bundles, its two ports. No PIN, no database, no connection out."""
+    ports = tuple(host_and_port(each)[1] for each in (config.listen, config.operations))
+    reads = (*python_paths(), *around(config.svid, *config.bundles.values()))
+    return Sandbox(reads=reads, writes=own_temporary(), binds=ports)
 
 
 async def _serve(config: FrontendConfig) -> None:

@@ -153,9 +153,8 @@ def test_serve_says_what_is_wrong_and_ends_where_the_config_cannot_work(tmp_path
     world = make_world(tmp_path / "world")
     grants = world.directory / "grants" / "broken.yaml"
     grants.write_text("grants:\n  - id: x\n    workloads: []\n    operations: [sign]\n")
-    done = subprocess.run(
-        [str(PROGRAM), "serve", "--config", str(world.config_file)], capture_output=True, text=True, timeout=60, check=False
-    )
+    command = [str(PROGRAM), "serve", "--config", str(world.config_file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=clean_environment())
     assert done.returncode == 1
     assert re.search(r"broken\.yaml:\d+", done.stderr)
     assert "Traceback" not in done.stderr
