@@ -27,7 +27,7 @@ _BIND, _CONNECT = 1 << 0, 1 << 1
 _ALL_SCOPES = 0b11  # abstract Unix sockets and signals stay inside
 _ON_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL
 _FS_BITS = {1: 13, 2: 14, 3: 15, 4: 15}  # how many rights over files an ABI knows; 16 from ABI 5 on
-_NO_LANDLOCK = frozenset({errno.ENOSYS, errno.EOPNOTSUPP})
+_NO_LANDLOCK = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})  # not built in, not switched on, or kept from us by a container
 
 # What Python, OpenSSL and the C library read on their own.
 _SYSTEM = ("/usr", "/lib", "/lib64", "/etc/ssl", "/etc/localtime", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/ld.so.cache",
