@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -19,6 +19,7 @@ from keybroker.yaml_document import YamlDocument
 
 _TOKEN_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2})*")
+_HTTP_URL = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+(/[\x21-\x7e]*)?")
 _LOG_ORIGIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9./_-]{0,127}")
 
 Place = tuple[str | int, ...]
@@ -147,10 +148,19 @@ class HsmConfig(Section, frozen=True, kw_only=True):
 
 
 class TelemetryConfig(Section, frozen=True, kw_only=True):
-    """Logs. `log_level` is debug, info, warning or error; `log_format` is json or console."""
+    """Logs and traces of all rooms on this host.
 
-    log_level: str = "info"
-    log_format: str = "json"
+    Attributes:
+        log_level: debug, info, warning or error.
+        log_format: json or console.
+        traces: where spans are sent, OTLP over HTTP, such as `http://127.0.0.1:4318/v1/traces`; nowhere if absent.
+        traces_share: of the requests that come without a trace, how many begin one, from 0 to 1.
+    """
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "console"] = "json"
+    traces: str = ""
+    traces_share: float = 1.0
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -204,6 +214,7 @@ def host_and_port(text: str) -> tuple[str, int]:
 
 
 def _check(document: YamlDocument, config: Config) -> None:
+    _check_telemetry(document, config.telemetry)
     if config.frontend:
         _check_frontend(document, config.frontend)
     if config.authority:
@@ -214,12 +225,20 @@ def _check(document: YamlDocument, config: Config) -> None:
         _require(document, (*place, "deadline_ms"), "between 10 and 60000", holds=10 <= token.deadline_ms <= 60_000)
 
 
+def _check_telemetry(document: YamlDocument, telemetry: TelemetryConfig) -> None:
+    is_url = not telemetry.traces or bool(_HTTP_URL.fullmatch(telemetry.traces))
+    _require(document, ("telemetry", "traces"), "a URL such as http://127.0.0.1:4318/v1/traces", holds=is_url)
+    _require(document, ("telemetry", "traces_share"), "between 0 and 1", holds=0 <= telemetry.traces_share <= 1)
+
+
 def _check_frontend(document: YamlDocument, frontend: FrontendConfig) -> None:
     for name in ("listen", "operations"):
         try:
             host_and_port(getattr(frontend, name))
         except ConfigError as err:
             _require(document, ("frontend", name), str(err), holds=False)
+    for name in ("max_connections", "max_connections_per_address"):
+        _require(document, ("frontend", name), "at least 1", holds=getattr(frontend, name) >= 1)
     _require(document, ("frontend", "bundles"), "name at least one trust domain", holds=bool(frontend.bundles))
 
 
@@ -229,6 +248,7 @@ def _check_authority(document: YamlDocument, authority: AuthorityConfig) -> None
     _require(document, (*top, "log"), "a name such as example.org/broker-1", holds=bool(_LOG_ORIGIN.fullmatch(authority.log)))
     for name, link in authority.tokens.items():
         _check_token(document, (*top, "tokens", name), link.sockets)
+        _require(document, (*top, "tokens", name, "deadline_ms"), "between 10 and 60000", holds=10 <= link.deadline_ms <= 60_000)
     for name, key in authority.keys.items():
         place = (*top, "keys", name)
         _require(document, place, "a key name is [a-z0-9][a-z0-9._-]{0,63}", holds=bool(KEY_NAME.fullmatch(name)))

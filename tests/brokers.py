@@ -24,16 +24,18 @@ from keybroker.authority.reads import Reads
 from keybroker.authority.security_events import SecurityEvents
 from keybroker.authority.selfcheck import SelfCheck
 from keybroker.authority.service import KeyUseService
+from keybroker.authority.store.faults import StoreBrokenError
 from keybroker.authority.store.reader import Reader
-from keybroker.authority.store.sqlite import Pin, SqliteStore, StoreBrokenError
+from keybroker.authority.store.sqlite import Pin, SqliteStore
 from keybroker.authority.tokens import TokenSignature
 from keybroker.authority.uses import Asker
-from keybroker.config import AuthorityConfig, KeyConfig, KeyVersionConfig, TokenLink
+from keybroker.config import AuthorityConfig, KeyConfig, KeyVersionConfig, TelemetryConfig, TokenLink
 from keybroker.errors import HsmUnavailableError, SvidInvalidError
 from keybroker.model.decision import Decision, Obligation, Verdict
 from keybroker.model.identity import Caller, SpiffeId, Svid
 from keybroker.model.key import Algorithm
 from keybroker.model.record import TokenFacts
+from keybroker.tracing import Tracer
 from tests.clocks import START_US, FixedClock
 
 LOG = "example.org/test"
@@ -205,6 +207,7 @@ async def fake_broker(state: Path) -> AsyncIterator[FakeBroker]:
         generation=generation,
         security=security,
         metrics=metrics,
+        tracer=Tracer("authority", TelemetryConfig()),
         clock=clock,
         log=LOG,
     )

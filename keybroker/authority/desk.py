@@ -146,5 +146,4 @@ class Desk:
             self._metrics.refused(err.code)
             self._security.note("svid-invalid", f"{' '.join(err.reasons)} from {call.address}")
             raise
-        trace_id = call.traceparent.split("-")[1] if call.traceparent else ""
-        return Asker(Caller(svid, call.address), call.chain, call.request_id, trace_id, self._networks.networks_of(call.address))
+        return Asker(Caller(svid, call.address), call.chain, call.request_id, call.traceparent, self._networks.networks_of(call.address))

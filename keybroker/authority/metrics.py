@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from keybroker.model.record import Outcome
+from keybroker.tracing import Laps
 
 _BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _STAGES = ("decide", "record", "hsm", "check", "release")
@@ -28,9 +29,10 @@ class AuthorityMetrics:
         """A use has ended."""
         self._signs[outcome, key].inc()
 
-    def stage(self, stage: str, seconds: float) -> None:
-        """A stage of a use took so long."""
-        self._stages[stage].observe(seconds)
+    def stages(self, laps: Laps) -> None:
+        """A use has gone through these stages."""
+        for stage, began_ns, ended_ns in laps.stages:
+            self._stages[stage].observe((ended_ns - began_ns) / 1e9)
 
     def refused(self, code: str) -> None:
         """A request was refused, with this problem code."""

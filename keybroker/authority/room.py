@@ -25,12 +25,13 @@ from keybroker.authority.reads import Reads
 from keybroker.authority.security_events import SecurityEvents
 from keybroker.authority.selfcheck import SelfCheck
 from keybroker.authority.service import KeyUseService
+from keybroker.authority.store.faults import StoreBrokenError
 from keybroker.authority.store.reader import Reader
-from keybroker.authority.store.sqlite import SqliteStore, StoreBrokenError
+from keybroker.authority.store.sqlite import SqliteStore
 from keybroker.authority.tokens import TokenPool
 from keybroker.authority.watch import Watch
 from keybroker.clock import SystemClock
-from keybroker.config import AuthorityConfig, Config
+from keybroker.config import AuthorityConfig, Config, TelemetryConfig
 from keybroker.errors import AuditUnavailableError, ConfigError, StoreError, WireError
 from keybroker.identity.bundle import TrustBundles
 from keybroker.identity.deny_list import DenyList
@@ -40,6 +41,7 @@ from keybroker.model.record import Draft, RecordKind
 from keybroker.process import EXIT_CONFIG, EXIT_STORE, harden, uid_of
 from keybroker.sandbox import Sandbox, around, own_temporary, python_paths
 from keybroker.telemetry import configure, logger
+from keybroker.tracing import Tracer, export_port
 from keybroker.wire import Listener
 
 DRAIN_SECONDS = 10.0
@@ -55,21 +57,25 @@ def run(config: Config) -> int:
     try:
         if config.authority is None:
             raise ConfigError("the section `authority` is missing")
-        _log.info("walled in", landlock_abi=sandbox(config.authority).enter())
-        uvloop.run(_serve(config.authority))
+        _log.info("walled in", landlock_abi=sandbox(config.authority, config.telemetry).enter())
+        uvloop.run(_serve(config.authority, config.telemetry))
+    except (StoreBrokenError, AuditUnavailableError) as err:  # disk full, for one: starting again makes sense, and helps in the end
+        sys.stderr.write(f"authority: {err}\n")
+        return EXIT_STORE
     except (ConfigError, StoreError, WireError) as err:
         sys.stderr.write(f"authority: {err}\n")
         return EXIT_CONFIG
     return 0
 
 
-def sandbox(config: AuthorityConfig) -> Sandbox:
-    """What this room may touch: its state, its socket, and what it was told to trust. No PIN, no network."""
+def sandbox(config: AuthorityConfig, telemetry: TelemetryConfig) -> Sandbox:
+    """What this room may touch: its state, its socket, and what it was told to trust. No PIN, no network but where traces go."""
     trusted = around(*config.bundles.values(), config.deny_list, config.policy, BUILT_IN)
-    return Sandbox(reads=(*python_paths(), *trusted, config.grants), writes=(config.state, config.socket.parent, *own_temporary()))
+    reads = (*python_paths(), *trusted, config.grants)
+    return Sandbox(reads=reads, writes=(config.state, config.socket.parent, *own_temporary()), connects=export_port(telemetry))
 
 
-async def _serve(config: AuthorityConfig) -> None:
+async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -84,6 +90,7 @@ async def _serve(config: AuthorityConfig) -> None:
     metrics = AuthorityMetrics(sorted(config.keys))
     security = SecurityEvents(journal, metrics)
     denials = Denials(journal, metrics)
+    tracer = Tracer("authority", telemetry)
     keyring = Keyring(config, pins, journal, clock)
     tokens = TokenPool.of(config.tokens, keyring.to_open(), keyring.judge, security.note)
     validator = SvidValidator(bundles, deny_list, clock, config.allow_nonconforming_svids)
@@ -101,6 +108,7 @@ async def _serve(config: AuthorityConfig) -> None:
         generation=generation,
         security=security,
         metrics=metrics,
+        tracer=tracer,
         clock=clock,
         log=config.log,
     )
@@ -138,6 +146,7 @@ async def _serve(config: AuthorityConfig) -> None:
     reads.close()
     idempotency.close()
     journal.close()
+    await asyncio.to_thread(tracer.stop)
 
 
 def _start(config: AuthorityConfig, policy: str) -> Draft:

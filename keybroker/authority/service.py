@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
@@ -49,6 +48,7 @@ from keybroker.model.decision import NO_GRANT, Decision, Verdict
 from keybroker.model.key import KeyVersion
 from keybroker.model.record import Draft, Outcome, RecordKind, TokenFacts
 from keybroker.telemetry import logger
+from keybroker.tracing import Laps, Tracer
 
 MAX_USES = 4_096
 MAX_USES_PER_BATCH = 256  # of one batch at the same time, so that one caller's batch leaves room for others
@@ -108,6 +108,7 @@ class KeyUseService:
         generation: Generation,
         security: SecurityEvents,
         metrics: AuthorityMetrics,
+        tracer: Tracer,
         clock: Clock,
         log: str,
     ) -> None:
@@ -122,6 +123,7 @@ class KeyUseService:
         self._generation = generation
         self._security = security
         self._metrics = metrics
+        self._tracer = tracer
         self._clock = clock
         self._log = log
         self._under_way = 0
@@ -181,14 +183,17 @@ class KeyUseService:
         if self._under_way >= MAX_USES:
             raise OverloadedError("Too many requests are under way.", retry_after=1)
         self._under_way += 1
+        laps, span = Laps(), self._tracer.begin("use", request.asker.traceparent)
         try:
-            intent = await self._decide_and_record(request, claim, retry_of)  # 3 decide, 4 record the intent
+            intent = await self._decide_and_record(request, claim, retry_of, laps)  # 3 decide, 4 record the intent
             try:
                 await self._recheck(request, intent)
                 made = await self._make(request, intent)  # 5 sign
+                laps.lap("hsm")
                 signature = await self._check(request, intent, made)  # 6 check
+                laps.lap("check")
                 await self._recheck(request, intent)
-                return await self._release(request, intent, made, signature)  # 7 record the outcome, 8 release
+                signed = await self._release(request, intent, made, signature)  # 7 record the outcome
             except _UnreleasedError as err:
                 await self._close(request, intent, err)
                 err.refusal.use = intent.use
@@ -201,18 +206,20 @@ class KeyUseService:
                 self._metrics.signed(Outcome.UNKNOWN, request.key_name)
                 self._journal.owe(Entry(_outcome_draft(request, intent, Outcome.UNKNOWN, cause="fault")))
                 raise OverloadedError("The request could not be finished.", retry_after=1, use=intent.use) from err
+            laps.lap("release")
+            return signed  # 8 release
         finally:
             self._under_way -= 1
+            self._metrics.stages(laps)
+            span.end(laps, {"keybroker.key": request.key_name, "keybroker.algorithm": request.body.algorithm.value})
 
-    async def _decide_and_record(self, request: KeyUse, claim: Claim | None, retry_of: str) -> _Intent:
+    async def _decide_and_record(self, request: KeyUse, claim: Claim | None, retry_of: str, laps: Laps) -> _Intent:
         """Steps 3 and 4. Decides again if anything changes before the intent is durable."""
         for _ in range(_MAX_DECISIONS_PER_USE):
             generation = self._generation.number
-            started = time.perf_counter()
             decision = await self._rules.engine.decide(request.policy_input)
             version = await self._require_allowed(request, decision)
-            decided = time.perf_counter()
-            self._metrics.stage("decide", decided - started)
+            laps.lap("decide")
             use = str(ULID())
             draft = request.draft(RecordKind.INTENT, decision, use=use, retry_of=retry_of)
             try:
@@ -220,7 +227,7 @@ class KeyUseService:
             except StaleGenerationError:
                 self._identify_again(request)
                 continue
-            self._metrics.stage("record", time.perf_counter() - decided)
+            laps.lap("record")
             return _Intent(use, version, index, generation, claim)
         raise OverloadedError("The rules change too fast to decide.", retry_after=1)
 
@@ -275,9 +282,8 @@ class KeyUseService:
 
     async def _make(self, request: KeyUse, intent: _Intent) -> TokenSignature:
         """Step 5: one frame to a worker, with a deadline."""
-        started = time.perf_counter()
         try:
-            made = await self._tokens.sign(intent.version.token, request.ref, request.body.algorithm, request.data)
+            return await self._tokens.sign(intent.version.token, request.ref, request.body.algorithm, request.data)
         except (HsmUnavailableError, OverloadedError) as err:
             raise _UnreleasedError(Outcome.FAILED, err, err.code) from err
         except SigningFailedError as err:
@@ -289,13 +295,10 @@ class KeyUseService:
                 refusal = HsmUnavailableError("The token could not sign.", retry_after=1)
             _log.error("token failed", ckr=err.ckr, key=request.ref)
             raise _UnreleasedError(outcome, refusal, err.ckr) from err
-        self._metrics.stage("hsm", time.perf_counter() - started)
-        return made
 
     async def _check(self, request: KeyUse, intent: _Intent, made: TokenSignature) -> bytes:
         """Step 6: the signature in its released form, if it verifies with the pinned public key."""
         algorithm = request.body.algorithm
-        started = time.perf_counter()
         try:
             checked = der_of_raw(made.raw) if algorithm.is_ecdsa else made.raw
         except ValueError:
@@ -305,12 +308,10 @@ class KeyUseService:
             self._security.note("self-check-failed", f"{made.worker} {request.ref}")
             refusal = SelfCheckError("The token returned a signature that does not verify; it was destroyed.", retry_after=5)
             raise _UnreleasedError(Outcome.FAILED, refusal, "self-check", made.token)
-        self._metrics.stage("check", time.perf_counter() - started)
         return made.raw if request.body.format == "p1363" else checked
 
     async def _release(self, request: KeyUse, intent: _Intent, made: TokenSignature, signature: bytes) -> Signed:
         """Steps 7 and 8: the outcome is durable, then the answer may go."""
-        started = time.perf_counter()
         answer = Signed(
             signature=signature,
             key=request.key_name,
@@ -330,7 +331,6 @@ class KeyUseService:
             self._metrics.signed(Outcome.UNKNOWN, request.key_name)
             msg = "The outcome cannot be recorded now; the signature was destroyed, not released."
             raise AuditUnavailableError(msg, retry_after=err.retry_after, use=intent.use) from err
-        self._metrics.stage("release", time.perf_counter() - started)
         self._metrics.signed(Outcome.SIGNED, request.key_name)
         return msgspec.structs.replace(answer, outcome=index)
 

@@ -25,15 +25,20 @@ class Asker:
     Attributes:
         chain: the certificates, to be judged again when something changes under way.
         request_id: a ULID; what the caller sees as `instance`.
-        trace_id: of the W3C trace context; empty if there is none.
+        traceparent: W3C trace context; empty if there is none.
         networks: names of the networks that the address is in.
     """
 
     caller: Caller
     chain: tuple[bytes, ...] = field(repr=False)
     request_id: str
-    trace_id: str
+    traceparent: str
     networks: tuple[str, ...]
+
+    @property
+    def trace_id(self) -> str:
+        """The trace that the request is part of, 32 hex digits; empty if there is none."""
+        return self.traceparent[3:35]
 
     def policy_caller(self) -> CallerInput:
         """The `caller` of the policy input."""

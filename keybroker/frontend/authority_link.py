@@ -50,7 +50,7 @@ class AuthorityLink:
 
         def build(number: int) -> Call:
             client = exchange.client
-            return Call(number, ask, client.chain, client.address, exchange.traceparent, exchange.request_id)
+            return Call(number, ask, client.chain, client.address, exchange.span.traceparent, exchange.request_id)
 
         try:
             answer = await self._link.ask(build, seconds)

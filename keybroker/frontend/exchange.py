@@ -9,6 +9,8 @@ from typing import Any
 from starlette.requests import Request
 from ulid import ULID
 
+from keybroker.tracing import Laps, Span, Tracer
+
 EXTENSION = "keybroker.client"
 _SCOPE_KEY = "keybroker.exchange"
 # W3C Trace Context section 3.2.2: version 00; all-zero ids are not ids.
@@ -34,17 +36,20 @@ class Exchange:
 
     Attributes:
         request_id: a ULID, made here; never taken from the caller.
-        traceparent: W3C trace context, or empty.
+        span: this room's part of the trace; its `traceparent` goes on to the authority.
+        laps: the stages of this room's work, so far.
     """
 
     client: Client
     request_id: str
-    traceparent: str
+    span: Span
+    laps: Laps
 
     @classmethod
-    def begin(cls, scope: dict[str, Any]) -> Exchange:
+    def begin(cls, scope: dict[str, Any], tracer: Tracer) -> Exchange:
         """The exchange of an ASGI scope, which keeps it."""
-        exchange = cls(scope["extensions"][EXTENSION], new_request_id(), _traceparent(scope["headers"]))
+        span = tracer.begin("request", _traceparent(scope["headers"]))
+        exchange = cls(scope["extensions"][EXTENSION], new_request_id(), span, Laps())
         scope[_SCOPE_KEY] = exchange
         return exchange
 

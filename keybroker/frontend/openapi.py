@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 
 from keybroker.frontend import problems
 from keybroker.frontend.shapes import Explanation, Key, Keys, ProblemDocument, SignedUse, Whoami
-from keybroker.model.request import MAX_BATCH_ITEMS, SignBody
+from keybroker.model.request import MAX_BATCH_ITEMS, MAX_MEDIA_TYPE_CHARACTERS, MAX_REASON_CHARACTERS, SignBody
 
 _JSON = "application/json"
 _ANY_REQUEST = ("unauthenticated", "svid-invalid", "denied", "not-found", "overloaded", "policy-unavailable", "policy-error")
@@ -32,6 +32,7 @@ _SIGN_ROUTES = (
 )
 _TEXT = {"type": "string"}
 _OBJECT = {"type": "object"}
+_BASE64 = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$"
 
 
 def document(app: FastAPI) -> dict[str, Any]:
@@ -100,11 +101,16 @@ def _schemas() -> dict[str, Any]:
     for schema in schemas.values():
         if "description" in schema:
             schema["description"] = schema["description"].split("\n")[0]
+    body = schemas["SignBody"]
+    for name in ("message", "digest"):
+        body["properties"][name] |= {"pattern": _BASE64}
+    body["properties"]["reason"] |= {"maxLength": MAX_REASON_CHARACTERS}
+    body["properties"]["media_type"] |= {"maxLength": MAX_MEDIA_TYPE_CHARACTERS, "pattern": "^[ -~]*$"}
+    body["oneOf"] = [{"required": ["message"]}, {"required": ["digest"]}]
     one_or_the_other = {"anyOf": [_reference("SignedUse"), _reference("ProblemDocument")]}
-    body = _reference("SignBody")
     return {
         **schemas,
-        "Batch": _object(items={"type": "array", "items": body, "minItems": 1, "maxItems": MAX_BATCH_ITEMS}),
+        "Batch": _object(items={"type": "array", "items": _reference("SignBody"), "minItems": 1, "maxItems": MAX_BATCH_ITEMS}),
         "BatchResults": _object(results={"type": "array", "items": one_or_the_other}),
         "Jwk": _OBJECT,
         "JwkSet": _object(keys={"type": "array", "items": _reference("Jwk")}),

@@ -99,7 +99,8 @@ def merged(*texts: str) -> str:
     for text in texts:
         for name, block in _families(text):
             known = families.setdefault(name, [])
-            known.extend(line for line in block.splitlines() if not known or not line.startswith("#"))
+            is_new = not known
+            known.extend(line for line in block.splitlines() if is_new or not line.startswith("#"))
     return "".join(f"{line}\n" for lines in families.values() for line in lines)
 
 

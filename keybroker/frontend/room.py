@@ -13,7 +13,7 @@ import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
-from keybroker.config import Config, FrontendConfig, host_and_port
+from keybroker.config import Config, FrontendConfig, TelemetryConfig, host_and_port
 from keybroker.errors import ConfigError, WireError
 from keybroker.frontend.app import Application
 from keybroker.frontend.authority_link import AuthorityLink
@@ -28,6 +28,7 @@ from keybroker.model.call import MAX_ANSWER_BYTES, Answer, Call
 from keybroker.process import EXIT_CONFIG, harden, uid_of
 from keybroker.sandbox import Sandbox, around, own_temporary, python_paths
 from keybroker.telemetry import configure, logger
+from keybroker.tracing import Tracer, export_port
 from keybroker.wire import Link
 
 DRAIN_SECONDS = 10.0
@@ -44,27 +45,28 @@ def run(config: Config) -> int:
     try:
         if config.frontend is None:
             raise ConfigError("the section `frontend` is missing")
-        _log.info("walled in", landlock_abi=sandbox(config.frontend).enter())
-        uvloop.run(_serve(config.frontend))
+        _log.info("walled in", landlock_abi=sandbox(config.frontend, config.telemetry).enter())
+        uvloop.run(_serve(config.frontend, config.telemetry))
     except (ConfigError, WireError) as err:
         sys.stderr.write(f"frontend: {err}\n")
         return EXIT_CONFIG
     return 0
 
 
-def sandbox(config: FrontendConfig) -> Sandbox:
-    """What this room may touch: its own SVID, the bundles, its two ports. No PIN, no database, no connection out."""
+def sandbox(config: FrontendConfig, telemetry: TelemetryConfig) -> Sandbox:
+    """What this room may touch: its own SVID, the bundles, its two ports. No PIN, no database, no connection but where traces go."""
     ports = tuple(host_and_port(each)[1] for each in (config.listen, config.operations))
     reads = (*python_paths(), *around(config.svid, *config.bundles.values()))
-    return Sandbox(reads=reads, writes=own_temporary(), binds=ports)
+    return Sandbox(reads=reads, writes=own_temporary(), binds=ports, connects=export_port(telemetry))
 
 
-async def _serve(config: FrontendConfig) -> None:
+async def _serve(config: FrontendConfig, telemetry: TelemetryConfig) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     metrics = FrontendMetrics()
+    tracer = Tracer("frontend", telemetry)
     tls = ServerTls(config.svid, TrustBundles.load(config.bundles))
     service_socket = bind("listen", config.listen)
     operations_socket = bind("operations", config.operations)
@@ -74,7 +76,7 @@ async def _serve(config: FrontendConfig) -> None:
     listener = TlsListener(
         service_socket,
         lambda: tls.context,
-        _protocol_factory(Application(authority, metrics), connections, metrics),
+        _protocol_factory(Application(authority, metrics, tracer), connections, metrics),
         max_connections=config.max_connections,
         max_per_address=config.max_connections_per_address,
         metrics=metrics,
@@ -94,6 +96,7 @@ async def _serve(config: FrontendConfig) -> None:
     with contextlib.suppress(OSError):
         operations_socket.close()
     await link.stop()
+    await asyncio.to_thread(tracer.stop)
 
 
 def _protocol_factory(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
 from typing import Any
 
 import msgspec
@@ -42,13 +41,14 @@ class Signing:
 
     async def sign(self, request: Request) -> Response:
         """One use of one key."""
-        started = time.perf_counter()
+        exchange = Exchange.of(request)
         body = bodies.sign_body(await _json_body(request))
         ask = Sign(request.path_params["key"], body, _idempotency_key(request))
-        self._metrics.sign_parsed(time.perf_counter() - started)
-        signed = await self._authority.ask(Exchange.of(request), ask, Signed)
+        exchange.laps.lap("parse")
+        signed = await self._authority.ask(exchange, ask, Signed)
+        exchange.laps.lap("authority")
         answer = json_answer(SignedUse.of(signed))
-        self._metrics.sign_answered(time.perf_counter() - started)
+        self._metrics.signed(exchange.laps)
         return answer
 
     async def sign_batch(self, request: Request) -> Response:

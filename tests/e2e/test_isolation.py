@@ -106,7 +106,8 @@ def test_walls_hold_where_file_modes_would_not(host: Host, room: str, code: str)
     """Inside a room's own walls, and as root, whom no file mode stops."""
     places = {"pin": str(host.root / "etc/keybroker/pins/pin"), "database": str(host.root / "var/lib/keybroker/state/keybroker.db")}
     enter = f"import sys; from pathlib import Path; from keybroker import config; from keybroker.{room}.room import sandbox\n"
-    enter += f"from keybroker.process import harden; harden()\nabi = sandbox(config.load(Path(sys.argv[1])).{room}).enter(); assert abi\n"
+    enter += "from keybroker.process import harden; harden()\nloaded = config.load(Path(sys.argv[1]))\n"
+    enter += f"assert sandbox(loaded.{room}, loaded.telemetry).enter()\n"
     command = host.as_user(room, "-c", enter + code.format(**places), str(host.config_file(room)))
     command = [word.replace('setpriv --reuid="$id" --regid="$id" --clear-groups ', "") for word in command]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
