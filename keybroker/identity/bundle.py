@@ -151,7 +151,7 @@ class TrustBundles:
 def _of_pem(data: bytes, source: str) -> list[x509.Certificate]:
     try:
         certificates = x509.load_pem_x509_certificates(data)
-    except ValueError as err:
+    except (ValueError, x509.InvalidVersion) as err:
         msg = f"{source}: neither PEM certificates nor a SPIFFE bundle document"
         raise ConfigError(msg) from err
     if b"PRIVATE KEY" in data:
@@ -182,7 +182,8 @@ def _of_document(data: bytes, source: str) -> tuple[list[x509.Certificate], int 
 
 def _is_x509_entry(entry: dict[str, Any]) -> bool:
     """Whether a JWK holds an X.509 authority; any other is ignored, as the specification says."""
-    if entry.get("kty") not in _KNOWN_KEY_TYPES or entry.get("use") != "x509-svid":
+    kind = entry.get("kty")
+    if not isinstance(kind, str) or kind not in _KNOWN_KEY_TYPES or entry.get("use") != "x509-svid":
         return False
     x5c = entry.get("x5c")
     return isinstance(x5c, list) and bool(x5c)
@@ -191,7 +192,7 @@ def _is_x509_entry(entry: dict[str, Any]) -> bool:
 def _of_x5c(value: object, source: str) -> x509.Certificate:
     try:
         return x509.load_der_x509_certificate(base64.b64decode(str(value), validate=True))
-    except (ValueError, binascii.Error) as err:
+    except (ValueError, binascii.Error, x509.InvalidVersion) as err:
         msg = f"{source}: an `x5c` value is not a base64 DER certificate"
         raise ConfigError(msg) from err
 

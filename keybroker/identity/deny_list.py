@@ -3,8 +3,11 @@
 ```yaml
 denied:
   - {spiffe_id: spiffe://example.org/payments/api, reason: "incident 7"}
-  - {svid_sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08, reason: "stolen laptop"}
+  - {svid_serial: "5ef07b4ee16bb9386b99e009b31aa09d6f71d382", reason: "stolen laptop"}
 ```
+
+One certificate is named by its serial number, which is signed, and not by a hash of its bytes, which is not enough: whoever holds an ECDSA
+certificate can write its signature in another way (s as n - s) and has the same certificate with another hash.
 """
 
 from __future__ import annotations
@@ -20,14 +23,14 @@ from keybroker.identity.watched_file import WatchedFile
 from keybroker.model.identity import SpiffeId, SpiffeIdError, Svid
 from keybroker.yaml_document import YamlDocument
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SERIAL = re.compile(r"[0-9a-fA-F:]{1,64}")
 
 
 class Denial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One entry: an identity, or one certificate by the SHA-256 of its DER (lower-case hex); and why, for people."""
+    """One entry: an identity, or one certificate by its serial number (hex, as the record and openssl show it); and why, for people."""
 
     spiffe_id: str = ""
-    svid_sha256: str = ""
+    svid_serial: str = ""
     reason: str = ""
 
 
@@ -61,7 +64,7 @@ class DenyList:
 
     def denies(self, svid: Svid) -> bool:
         """Whether this identity, or this very certificate, is refused."""
-        return svid.id.text in self._refused or svid.sha256 in self._refused
+        return svid.id.text in self._refused or svid.serial in self._refused
 
     def refresh(self) -> bool:
         """Read the file if it has changed. True if who is refused has changed."""
@@ -81,17 +84,17 @@ class DenyList:
         entries = document.convert(_File).denied
         for index, entry in enumerate(entries):
             _check(document, index, entry)
-        self._refused = frozenset(entry.spiffe_id or entry.svid_sha256 for entry in entries)
+        self._refused = frozenset(entry.spiffe_id or _plain(entry.svid_serial) for entry in entries)
         self.digest = hashlib.sha256("\n".join(sorted(self._refused)).encode()).hexdigest()
 
 
 def _check(document: YamlDocument, index: int, entry: Denial) -> None:
     where = document.where(("denied", index))
-    if bool(entry.spiffe_id) == bool(entry.svid_sha256):
-        msg = f"{where}: denied[{index}]: give exactly one of `spiffe_id` and `svid_sha256`"
+    if bool(entry.spiffe_id) == bool(entry.svid_serial):
+        msg = f"{where}: denied[{index}]: give exactly one of `spiffe_id` and `svid_serial`"
         raise ConfigError(msg)
-    if entry.svid_sha256 and not _SHA256.fullmatch(entry.svid_sha256):
-        msg = f"{where}: denied[{index}].svid_sha256: 64 lower-case hex digits"
+    if entry.svid_serial and not _SERIAL.fullmatch(entry.svid_serial):
+        msg = f"{where}: denied[{index}].svid_serial: a serial number in hex"
         raise ConfigError(msg)
     if entry.spiffe_id:
         try:
@@ -99,3 +102,8 @@ def _check(document: YamlDocument, index: int, entry: Denial) -> None:
         except SpiffeIdError as err:
             msg = f"{where}: denied[{index}].spiffe_id: not a SPIFFE ID ({err.rule})"
             raise ConfigError(msg) from err
+
+
+def _plain(serial: str) -> str:
+    """Lower-case hex without colons and leading zeros, as `Svid.serial` is."""
+    return serial.replace(":", "").lower().lstrip("0")

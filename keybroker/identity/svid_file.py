@@ -41,7 +41,7 @@ class SvidFile:
         try:
             certificates = x509.load_pem_x509_certificates(data)
             key = load_pem_private_key(data, password=None)
-        except (ValueError, TypeError) as err:
+        except (ValueError, TypeError, x509.InvalidVersion) as err:
             msg = f"{path}: needs a certificate chain (leaf first) and its unencrypted private key, both PEM"
             raise ConfigError(msg) from err
         leaf = certificates[0]

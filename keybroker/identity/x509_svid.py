@@ -99,7 +99,9 @@ class SvidValidator:
             self._accepted.clear()
             self._accepted_under = self._bundles.digest
         svid = self._accepted.get(chain)
-        if svid is None:
+        if svid is not None:
+            self._accepted.move_to_end(chain)
+        else:
             svid = self._judge(chain)
             self._accepted[chain] = svid
             if len(self._accepted) > CACHED_SVIDS:
@@ -118,7 +120,7 @@ class SvidValidator:
         leaf = certificates[0]
         for certificate in certificates:
             _require_bounded_key(certificate)
-        extensions = _extensions(leaf)
+        extensions = leaf.extensions
         self._require_leaf(extensions)
         identity = _identity(leaf, extensions)
         bundle = self._bundles.of(identity.trust_domain)
@@ -194,9 +196,11 @@ def _parse(chain: tuple[bytes, ...]) -> list[x509.Certificate]:
         raise _refusal("chain-too-large")
     try:
         certificates = [x509.load_der_x509_certificate(der) for der in chain]
-        # Trailing or non-canonical bytes would give one certificate two hashes.
+        # No trailing or non-canonical bytes. One certificate can still have several hashes, by its signature (identity/deny_list.py).
         is_exact = all(each.public_bytes(Encoding.DER) == der for each, der in zip(certificates, chain, strict=True))
-    except Exception as err:
+        for each in certificates:  # the library parses a part when it is asked for it: what is looked at below is looked at here
+            _ = (each.subject, each.issuer, each.extensions, each.public_key(), each.not_valid_before_utc, each.not_valid_after_utc)
+    except Exception as err:  # whatever the library makes of bytes that are no certificate
         raise _refusal("not-a-certificate") from err
     if not is_exact:
         raise _refusal("not-a-certificate")
@@ -204,19 +208,9 @@ def _parse(chain: tuple[bytes, ...]) -> list[x509.Certificate]:
 
 
 def _require_bounded_key(certificate: x509.Certificate) -> None:
-    try:
-        key = certificate.public_key()
-    except Exception as err:
-        raise _refusal("not-a-certificate") from err
+    key = certificate.public_key()
     if isinstance(key, rsa.RSAPublicKey) and key.key_size > MAX_RSA_BITS:
         raise _refusal("key-too-large")
-
-
-def _extensions(certificate: x509.Certificate) -> x509.Extensions:
-    try:
-        return certificate.extensions
-    except Exception as err:
-        raise _refusal("not-a-certificate") from err
 
 
 def _get(extensions: x509.Extensions, kind: type[x509.ExtensionType]) -> x509.Extension | None:  # type: ignore[type-arg]  # generic over `kind`
@@ -273,7 +267,7 @@ def _must_sign_certificates(_policy: Policy, _certificate: x509.Certificate, usa
 
 def _has_path(certificate: x509.Certificate) -> bool:
     """Whether an authority's own SPIFFE ID, if it has one, has a path (X509-SVID section 3.2)."""
-    names = _get(_extensions(certificate), x509.SubjectAlternativeName)
+    names = _get(certificate.extensions, x509.SubjectAlternativeName)
     uris = [] if names is None else names.value.get_values_for_type(x509.UniformResourceIdentifier)
     return any(uri.startswith("spiffe://") and uri.removeprefix("spiffe://").partition("/")[2] for uri in uris)
 

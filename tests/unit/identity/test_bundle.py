@@ -79,8 +79,8 @@ def test_refresh_is_true_only_when_the_authorities_change(tmp_path: Path) -> Non
     [
         ("", "denied.yaml:1"),
         ("denied:\n- {}\n", "denied.yaml:2: denied[0]: give exactly one"),
-        ("denied:\n- {spiffe_id: spiffe://a/b, svid_sha256: x}\n", "give exactly one"),
-        ("denied:\n- {svid_sha256: ABC}\n", "64 lower-case hex digits"),
+        ("denied:\n- {spiffe_id: spiffe://a/b, svid_serial: x}\n", "give exactly one"),
+        ("denied:\n- {svid_serial: XYZ}\n", "a serial number in hex"),
         ("denied:\n- {spiffe_id: spiffe://A/b}\n", "not a SPIFFE ID (trust-domain-characters)"),
         ("denied:\n- {spiffe_id: spiffe://a/b, since: x}\n", "unknown field `since`"),
     ],

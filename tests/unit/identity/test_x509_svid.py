@@ -11,6 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import HealthCheck, given, settings
@@ -258,7 +259,7 @@ def test_identity_or_certificate_on_the_deny_list_is_refused_though_remembered(t
     validator = SvidValidator(bundles_of(tmp_path), denied, FixedClock(NOW_US))
     chain, other = ROOT.issue().chain, ROOT.issue().chain
     svid = validator.validate(chain)
-    path.write_text(f"denied: [{{svid_sha256: {svid.sha256}, reason: stolen}}]\n")
+    path.write_text(f"denied: [{{svid_serial: "{svid.serial.upper()}", reason: stolen}}]\n")
     assert denied.refresh()
     assert refused(validator, chain) == "denied"
     assert validator.validate(other)
@@ -271,6 +272,33 @@ def test_identity_or_certificate_on_the_deny_list_is_refused_though_remembered(t
     path.unlink()
     assert not denied.refresh()
     assert refused(validator, other) == "denied"  # a broken or lost file forgets no denial
+
+
+def rewritten(der: bytes) -> bytes:
+    """The same certificate with its ECDSA signature written in the other way: n - s for s. It takes no key to do that."""
+    certificate = x509.load_der_x509_certificate(der)
+    r, s = decode_dss_signature(certificate.signature)
+    order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+    signature = b"\0" + encode_dss_signature(r, order - s)
+    ecdsa_with_sha256 = bytes.fromhex("300a06082a8648ce3d040302")
+    content = certificate.tbs_certificate_bytes + ecdsa_with_sha256 + b"\x03" + bytes([len(signature)]) + signature
+    return b"\x30\x82" + len(content).to_bytes(2) + content
+
+
+@pytest.mark.case(8)
+def test_denied_certificate_stays_denied_when_its_signature_is_rewritten(tmp_path: Path) -> None:
+    path = tmp_path / "denied.yaml"
+    path.write_text("denied: []\n")
+    denied = DenyList.load(path)
+    validator = SvidValidator(bundles_of(tmp_path), denied, FixedClock(NOW_US))
+    chain = ROOT.issue().chain
+    other = (rewritten(chain[0]),)
+    first, second = validator.validate(chain), validator.validate(other)
+    assert first.sha256 != second.sha256
+    assert first.serial == second.serial
+    path.write_text(f'denied: [{{svid_serial: "{first.serial}"}}]\n')
+    assert denied.refresh()
+    assert refused(validator, chain) == refused(validator, other) == "denied"
 
 
 def test_refusals_are_never_remembered_and_acceptances_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
