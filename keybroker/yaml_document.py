@@ -1,12 +1,13 @@
 """A YAML file as plain values, with the line of each part, so that an error can name file and line.
 
-Strict on purpose: duplicate keys, aliases and tags are refused; dates, times and `yes`/`no` stay text, because a file that
-decides trust must not mean something other than what it looks like.
+Strict on purpose: duplicate keys, anchors, aliases, merge keys and tags are refused; dates, times and `yes`/`no` stay text, because a
+file that decides trust must not mean something other than what it looks like.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,11 +18,14 @@ import yaml
 from keybroker.errors import ConfigError
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
+MAX_DEPTH = 64
 
 T = TypeVar("T")
 
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _MSGSPEC_PATH = re.compile(r"(?P<what>.*?)(?: - at `(?P<path>\$.*)`)?", re.DOTALL)
+_STARRED = {"while scanning an alias"}  # what libyaml is doing when it meets an unquoted pattern
+_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.+)`")
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 
 Step = str | int
@@ -66,19 +70,20 @@ class YamlDocument:
         Raises:
             ConfigError: as for `load`.
         """
-        lines: dict[tuple[Step, ...], int] = {}
+        reading = _Reading(path, data)
         try:
-            node = yaml.compose(data, Loader=yaml.CSafeLoader)
-            value = None if node is None else _build(path, node, (), lines)
+            data.decode()  # the parser would take UTF-16 too
+            value = reading.document()
         except yaml.MarkedYAMLError as err:
             mark = err.problem_mark
             where = f"{path}:{mark.line + 1}" if mark else str(path)
-            msg = f"{where}: not YAML: {err.problem or err.context}"
+            hint = "; text that begins with * goes in quotes" if err.context in _STARRED else ""
+            msg = f"{where}: not YAML: {err.problem or err.context}{hint}"
             raise ConfigError(msg) from err
-        except (yaml.YAMLError, UnicodeError, RecursionError) as err:
-            msg = f"{path}: not YAML: {type(err).__name__}"
+        except (yaml.YAMLError, UnicodeError) as err:
+            msg = f"{path}: not YAML in UTF-8, or with control characters in it"
             raise ConfigError(msg) from err
-        return cls(path, value, lines)
+        return cls(path, value, reading.lines)
 
     def where(self, place: tuple[Step, ...] = ()) -> str:
         """`file:line` of a place, or of the nearest place around it."""
@@ -97,7 +102,9 @@ class YamlDocument:
         except msgspec.ValidationError as err:
             match = _MSGSPEC_PATH.fullmatch(str(err))
             what, path = (match["what"], match["path"] or "$") if match else (str(err), "$")
-            msg = f"{self.where(_steps(path))}: {path.lstrip('$.') or 'the file'}: {what[0].lower()}{what[1:]}"
+            unknown = _UNKNOWN_FIELD.fullmatch(what)  # on its own line, not on that of the object around it
+            place = (*_steps(path), *((unknown[1],) if unknown else ()))
+            msg = f"{self.where(place)}: {path.lstrip('$.') or 'the file'}: {what[0].lower()}{what[1:]}"
             raise ConfigError(msg) from err
 
 
@@ -111,28 +118,64 @@ def _steps(path: str) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def _build(path: Path, node: yaml.Node, place: tuple[Step, ...], lines: dict[tuple[Step, ...], int], key_line: int = 0) -> Any:
-    line = key_line or node.start_mark.line + 1
-    if place in lines:
-        msg = f"{path}:{line}: {place[-1]!r} is given twice"
-        raise ConfigError(msg)
-    lines[place] = line
-    if isinstance(node, yaml.MappingNode):
+class _Reading:
+    """One pass over the parser's events. YAML nodes and objects are never made: that is where surprises live, and most of the time goes."""
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        self._path = path
+        self._events: Iterator[Any] = yaml.parse(data, Loader=yaml.CSafeLoader)
+        self.lines: dict[tuple[Step, ...], int] = {}
+
+    def document(self) -> Any:
+        """The only document; None if there is none."""
+        next(self._events)
+        if isinstance(next(self._events), yaml.StreamEndEvent):
+            return None
+        value = self._value(next(self._events), (), 0)
+        next(self._events)
+        more = next(self._events)
+        if not isinstance(more, yaml.StreamEndEvent):
+            raise self._fault(more, "not YAML: a file holds one document")
+        return value
+
+    def _value(self, event: Any, place: tuple[Step, ...], key_line: int) -> Any:
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            raise self._fault(event, "anchors and aliases (&, *) hide what a file says; text that begins with one goes in quotes")
+        if event.tag is not None:
+            raise self._fault(event, "tags (!) are not used here; text that begins with ! goes in quotes")
+        if len(place) > MAX_DEPTH:
+            raise self._fault(event, f"nested more than {MAX_DEPTH} levels deep")
+        self.lines[place] = key_line or event.start_mark.line + 1
+        if isinstance(event, yaml.MappingStartEvent):
+            return self._mapping(place)
+        if isinstance(event, yaml.SequenceStartEvent):
+            return self._sequence(place)
+        return _scalar(event)
+
+    def _mapping(self, place: tuple[Step, ...]) -> dict[str, Any]:
         result: dict[str, Any] = {}
-        for key, child in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-                msg = f"{path}:{key.start_mark.line + 1}: a key must be plain text"
-                raise ConfigError(msg)
-            result[key.value] = _build(path, child, (*place, key.value), lines, key.start_mark.line + 1)
+        while not isinstance(key := next(self._events), yaml.MappingEndEvent):
+            is_text = isinstance(key, yaml.ScalarEvent) and key.anchor is None and key.tag is None
+            if not is_text or (key.value == "<<" and not key.style):
+                raise self._fault(key, "a key must be plain text")
+            if key.value in result:
+                raise self._fault(key, f"{key.value!r} is given twice")
+            result[key.value] = self._value(next(self._events), (*place, key.value), key.start_mark.line + 1)
         return result
-    if isinstance(node, yaml.SequenceNode):
-        return [_build(path, child, (*place, index), lines) for index, child in enumerate(node.value)]
-    return _scalar(node)
+
+    def _sequence(self, place: tuple[Step, ...]) -> list[Any]:
+        result: list[Any] = []
+        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
+            result.append(self._value(event, (*place, len(result)), 0))
+        return result
+
+    def _fault(self, event: Any, text: str) -> ConfigError:
+        return ConfigError(f"{self._path}:{event.start_mark.line + 1}: {text}")
 
 
-def _scalar(node: yaml.Node) -> Any:
-    text = str(node.value)
-    if getattr(node, "style", None) in {"'", '"', "|", ">"}:
+def _scalar(event: yaml.ScalarEvent) -> Any:
+    text = str(event.value)
+    if event.style in {"'", '"', "|", ">"}:
         return text
     if text in {"true", "false"}:
         return text == "true"

@@ -1,8 +1,8 @@
 # The default policy: grants say yes, denies say no and win, and nothing said means no.
 #
 # A pure function of its input and of the rules (grants and denies, made ready by keybroker). It sees no clock, no history and no
-# network. It keeps to equality, `in`, `split`, `concat`, `count` and walks over arrays, which OPA and its WebAssembly compile to
-# the same answers.
+# network. It keeps to equality, `in`, `split`, `concat`, `count`, `array.concat`, `array.slice` and walks over arrays, which
+# OPA and its WebAssembly compile to the same answers.
 package keybroker
 
 import data.keybroker_rules as rules
@@ -131,49 +131,39 @@ own_trail := ["own-trail" |
 granted := once(array.concat(matching, own_trail))
 
 # Each id once: a rule is here several times if several of its workload patterns fit.
-once(ids) := [id |
-	some index, id in ids
-	every earlier, other in ids {
-		is_other_or_later(earlier, index, other, id)
-	}
-]
+once(ids) := [id | some index, id in ids; not id in array.slice(ids, 0, index)]
 
-is_other_or_later(earlier, index, _, _) if earlier >= index
-
-is_other_or_later(earlier, index, other, id) if {
-	earlier < index
-	other != id
-}
-
-# Denies: a selector that is not given fits everything.
+# Denies: a selector that is not given fits everything. Keys and trails are both targets, so a deny that names both fits either.
 
 denied_by := once([rule.id |
 	some rule in against_me
-	fits_keys(rule)
-	fits_trails(rule)
-	fits(rule.operations, input.operation)
-	fits(rule.algorithms, input.algorithm)
+	fits_target(rule)
+	fits_operation(rule)
+	fits_algorithm(rule)
 	fits_networks(rule)
 ])
 
-fits(names, _) if count(names) == 0
-
-fits(names, name) if name in names
-
-fits_keys(rule) if count(rule.keys) == 0
-
-fits_keys(rule) if {
-	input.target.kind == "key"
-	covers(rule.keys, input.target.id)
+fits_target(rule) if {
+	count(rule.keys) == 0
+	count(rule.trails) == 0
 }
 
-fits_trails(rule) if count(rule.trails) == 0
+fits_target(rule) if concerns_target(rule)
 
-fits_trails(rule) if {
+# The whole record holds every trail, so whoever may not read one of them may not read the whole.
+fits_target(rule) if {
+	count(rule.trails) > 0
 	input.target.kind == "trail"
-	some trail in rule.trails
-	is_trail(trail)
+	input.target.workload == ""
 }
+
+fits_operation(rule) if count(rule.operations) == 0
+
+fits_operation(rule) if input.operation in rule.operations
+
+fits_algorithm(rule) if count(rule.algorithms) == 0
+
+fits_algorithm(rule) if input.algorithm in rule.algorithms
 
 fits_networks(rule) if count(rule.networks) == 0
 

@@ -143,6 +143,32 @@ test_own_trail_can_be_denied if {
 	answer.reasons == ["denied-by:d"]
 }
 
+test_deny_of_one_trail_denies_the_whole_record if {
+	everything := {"path": [], "is_open": true, "is_any": true}
+	one := {"path": ["spiffe:", "", "example.org", "ceo"], "is_open": false, "is_any": false}
+	reads := object.union(rule, {"operations": ["read-audit"], "keys": [], "algorithms": [], "trails": [everything]})
+	deny := object.union(reads, {"id": "d", "operations": [], "trails": [one]})
+	decide([reads], [], read_trail("")).allow
+	decide([reads], [deny], read_trail("spiffe://example.org/ci")).allow
+	decide([reads], [deny], read_trail("spiffe://example.org/ceo")).reasons == ["denied-by:d"]
+	decide([reads], [deny], read_trail("")).reasons == ["denied-by:d"]
+}
+
+test_deny_of_keys_and_trails_fits_either if {
+	trail := {"path": ["spiffe:", "", "example.org", "payments", "api"], "is_open": false, "is_any": false}
+	deny := object.union(rule, {"id": "d", "keys": ["orders"], "operations": [], "algorithms": [], "trails": [trail]})
+	decide([rule], [deny], request).reasons == ["denied-by:d"]
+	decide([rule], [deny], read_trail("spiffe://example.org/payments/api")).reasons == ["denied-by:d"]
+	decide([object.union(rule, {"keys": ["*"]})], [deny], object.union(request, {"target": {"kind": "key", "id": "release", "workload": ""}})).allow
+}
+
+test_deny_without_algorithms_fits_a_request_without_one if {
+	reading := object.union(object.remove(request, ["algorithm"]), {"operation": "read-key"})
+	reads := object.union(rule, {"operations": ["read-key"]})
+	decide([reads], [], reading).allow
+	decide([reads], [object.union(reads, {"id": "d", "algorithms": []})], reading).reasons == ["denied-by:d"]
+}
+
 test_trail_patterns if {
 	trails := object.union(rule, {
 		"operations": ["read-audit"],

@@ -66,9 +66,10 @@ class FakeRules:
 
     def __init__(self) -> None:
         self.engine = FakeEngine()
+        self.networks = ("loopback",)
 
     def networks_of(self, address: str) -> tuple[str, ...]:
-        return ("loopback",) if address == "127.0.0.1" else ()
+        return self.networks if address == "127.0.0.1" else ()
 
 
 class FakeValidator:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn, Protocol
 
 import msgspec
@@ -66,6 +66,10 @@ class Rules(Protocol):
     @property
     def engine(self) -> PolicyEngine:
         """The live policy."""
+        ...
+
+    def networks_of(self, address: str) -> tuple[str, ...]:
+        """The named networks that an address is in, by the same policy."""
         ...
 
 
@@ -225,7 +229,7 @@ class KeyUseService:
             try:
                 index = await self._journal.write(Entry(draft, generation=generation, claim=claim))
             except StaleGenerationError:
-                self._identify_again(request)
+                request = self._identify_again(request)
                 continue
             laps.lap("record")
             return _Intent(use, version, index, generation, claim)
@@ -259,21 +263,25 @@ class KeyUseService:
             _log.error("policy could not decide", reasons=decision.reasons, request_id=request.asker.request_id)
         raise refusal
 
-    def _identify_again(self, request: KeyUse) -> None:
-        """Something changed: is the caller still who it was?
+    def _identify_again(self, request: KeyUse) -> KeyUse:
+        """Something changed: is the caller still who it was? The request as the rules of now would see it.
 
         Raises:
             SvidInvalidError: no longer.
         """
-        self._validator.validate(request.asker.chain)
+        asker = request.asker
+        self._validator.validate(asker.chain)
+        networks = self._rules.networks_of(asker.caller.address)
+        if networks == asker.networks:
+            return request
+        return KeyUse.parse(replace(asker, networks=networks), request.key_name, request.key, request.body)
 
     async def _recheck(self, request: KeyUse, intent: _Intent) -> None:
         """A change that would now refuse the use binds it, however far it has come."""
         if self._generation.number == intent.generation:
             return
         try:
-            self._identify_again(request)
-            decision = await self._rules.engine.decide(request.policy_input)
+            decision = await self._rules.engine.decide(self._identify_again(request).policy_input)
         except SvidInvalidError as err:
             raise _UnreleasedError(Outcome.WITHHELD, err, "svid-invalid") from err
         refusal = None if decision.verdict is Verdict.ALLOW else _refusal_of(decision)

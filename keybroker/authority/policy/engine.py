@@ -9,9 +9,10 @@ from typing import Protocol
 import msgspec
 
 from keybroker.audit.leaf import canonical
-from keybroker.authority.policy.wasm import WasmInstance, WasmModule, WasmTrapError
+from keybroker.authority.policy.wasm import WasmAbortError, WasmInstance, WasmModule, WasmTrapError
 from keybroker.errors import PolicyFailedError, PolicyUnavailableError
 from keybroker.model.decision import Decision, PolicyAnswer, Verdict
+from keybroker.telemetry import logger
 
 MEMO_SIZE = 16_384
 ENGINE = f"opa-wasm wasmtime/{importlib.metadata.version('wasmtime')}"
@@ -39,15 +40,18 @@ class _Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 _decode = msgspec.json.Decoder(tuple[_Result]).decode
+_decode_any = msgspec.json.Decoder().decode
+_log = logger()
 
 
 class EmbeddedEngine:
     """Rego compiled to WebAssembly, in this process.
 
-    A decision depends on nothing but request and rules, so it is remembered exactly; failures never are.
+    A decision depends on nothing but request and rules, so the last `MEMO_SIZE` that were asked for are remembered, each under the
+    exact bytes of its request; failures never are.
 
     Args:
-        data: the rules, JSON, as `grants.compile_rules` makes them; holds the digest, which the policy must repeat.
+        data: the rules, JSON, as `compile_rules` makes them; holds the digest, which the policy must repeat.
     """
 
     def __init__(self, module: WasmModule, data: bytes, digest: str) -> None:
@@ -66,6 +70,7 @@ class EmbeddedEngine:
         """Decide one request."""
         known = self._memo.get(request)
         if known is not None:
+            self._memo.move_to_end(request)
             return known
         decision = self._decide(request)
         if decision.verdict is not Verdict.FAILED:
@@ -76,12 +81,18 @@ class EmbeddedEngine:
 
     def _decide(self, request: bytes) -> Decision:
         try:
+            # OPA repairs some of what is not JSON, and misreads escaped characters of the last plane; so it gets JSON of our making.
+            asked = canonical(_decode_any(request))
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            return self._failed(PolicyFailedError.code)
+        try:
             if self._instance is None:
                 self._instance = WasmInstance(self._module, self._data)
-            answer = self._instance.evaluate(request)
-        except WasmTrapError:
+            answer = self._instance.evaluate(asked)
+        except WasmTrapError as err:
             self._instance = None
-            return self._failed(PolicyUnavailableError.code)
+            _log.error("the policy gave no answer", why=str(err))
+            return self._failed(PolicyFailedError.code if isinstance(err, WasmAbortError) else PolicyUnavailableError.code)
         return decision_of(answer, self._digest, ENGINE)
 
     def _failed(self, reason: str) -> Decision:

@@ -1,66 +1,84 @@
-"""Grant files: loaded strictly, with file and line in each error, and compiled to the data that the policy walks.
+"""Grant files: loaded strictly, with file and line in each error.
 
 A field that this version does not build (limits, hours, quorum ...) is refused, never ignored: half a rule is another rule.
 """
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
-from keybroker.audit.leaf import canonical
+from keybroker.authority.policy.pattern import Pattern, PatternError
 from keybroker.errors import ConfigError
-from keybroker.model.identity import SpiffeIdError, parse_trust_domain
 from keybroker.model.key import KEY_NAME, Algorithm
 from keybroker.yaml_document import Step, YamlDocument
 
-EVERYTHING = "**"
-OPERATIONS = ("sign", "sign-digest", "read-key", "read-audit")
 OWN_TRAIL = "own-trail"
 
+Operation = Literal["sign", "sign-digest", "read-key", "read-audit"]
+
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_SEGMENT = re.compile(r"[a-zA-Z0-9._-]+")
+_RANGE = re.compile(r"[0-9a-fA-F.:]+(/[0-9]{1,3})?")  # without netmasks and zones
 _ENDS_WITH = " - at `"
+_CHOICES = {"operations": get_args(Operation), "algorithms": tuple(each.value for each in Algorithm)}
+_SIGNING = frozenset({"sign", "sign-digest"})
+_SELECTORS = ("workloads", "operations", "keys", "algorithms", "trails", "networks")
+_CROWD = 2_000  # rules; a decision that walks about three times as many runs out of fuel
 _NOT_BUILT = frozenset({
     "limits", "hours", "quorum", "stages", "not_before", "not_after", "evidence", "observe_only", "people", "groups", "cool_off", "expires",
 })  # fmt: skip
 
-Operation = Literal["sign", "sign-digest", "read-key", "read-audit"]
-Patterns = Annotated[
-    tuple[str, ...],
-    msgspec.Meta(description="SPIFFE ID patterns: `*` is one path segment, `**` (last only) is one or more; `**` alone is anybody."),
+
+def _list_schema(description: str) -> msgspec.Meta:
+    """For editors only. The loader refuses an empty list too, in words of its own."""
+    return msgspec.Meta(description=description, extra_json_schema={"minItems": 1})
+
+
+_Name = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": f"^{_ID.pattern}$"})]
+_PatternText = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": r"^(\*\*|spiffe://[a-z0-9._-]+/[a-zA-Z0-9._*/-]+)$"})]
+_Workloads = Annotated[
+    tuple[_PatternText, ...],
+    _list_schema("SPIFFE ID patterns: `*` is one path segment, `**` (last only) is one or more; `**` alone is anybody."),
 ]
+_Operations = Annotated[tuple[Operation, ...], _list_schema("What may be done, or for a deny what may not.")]
+_Keys = Annotated[
+    tuple[Annotated[str, msgspec.Meta(extra_json_schema={"pattern": rf"^(\*|{KEY_NAME.pattern})$"})], ...],
+    _list_schema('Key names; `["*"]` alone is every key.'),
+]
+_Algorithms = Annotated[tuple[Algorithm, ...], _list_schema("JOSE names; a grant that signs needs them.")]
+_Trails = Annotated[tuple[_PatternText, ...], _list_schema("Whose records; patterns like `workloads`, and `**` alone is the whole record.")]
+_Networks = Annotated[tuple[_Name, ...], _list_schema("Only from these named networks.")]
 
 
 class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One yes: who, which keys, what."""
 
-    id: Annotated[str, msgspec.Meta(description="Unique over all files; stands in every record that this grant allowed.")]
-    workloads: Patterns
-    operations: Annotated[tuple[Operation, ...], msgspec.Meta(description="What may be done.")]
-    keys: Annotated[tuple[str, ...] | None, msgspec.Meta(description='Key names; `["*"]` alone is every key.')] = None
-    algorithms: Annotated[tuple[Algorithm, ...] | None, msgspec.Meta(description="JOSE names; needed for signing.")] = None
-    trails: Annotated[tuple[str, ...] | None, msgspec.Meta(description="Whose records may be read; patterns like `workloads`.")] = None
-    networks: Annotated[tuple[str, ...] | None, msgspec.Meta(description="Only from these named networks.")] = None
+    id: Annotated[_Name, msgspec.Meta(description="Unique over all files; stands in every record that this grant allowed.")]
+    workloads: _Workloads
+    operations: _Operations
+    keys: _Keys = ()
+    algorithms: _Algorithms = ()
+    trails: _Trails = ()
+    networks: _Networks = ()
 
 
 class Deny(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One no; it wins over every grant. A selector that is not given fits everything."""
+    """One no; it wins over every grant. A selector that is not given fits everything; `keys` and `trails` together fit either."""
 
-    id: Annotated[str, msgspec.Meta(description="Unique over all files; stands in the reasons of what it refuses.")]
-    workloads: Patterns
-    operations: tuple[Operation, ...] | None = None
-    keys: tuple[str, ...] | None = None
-    algorithms: tuple[Algorithm, ...] | None = None
-    trails: tuple[str, ...] | None = None
-    networks: tuple[str, ...] | None = None
+    id: Annotated[_Name, msgspec.Meta(description="Unique over all files; stands in the reasons of what it refuses.")]
+    workloads: _Workloads
+    operations: _Operations = ()
+    keys: _Keys = ()
+    algorithms: _Algorithms = ()
+    trails: _Trails = ()
+    networks: _Networks = ()
 
 
 class GrantFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -68,7 +86,10 @@ class GrantFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     grants: tuple[Grant, ...] = ()
     denies: tuple[Deny, ...] = ()
-    networks: Annotated[dict[str, tuple[str, ...]], msgspec.Meta(description="Names for address ranges, for `networks` in rules.")] = {}
+    networks: Annotated[
+        dict[_Name, Annotated[tuple[str, ...], _list_schema("Ranges such as 192.0.2.0/24.")]],
+        msgspec.Meta(description="Names for address ranges, for `networks` in rules."),
+    ] = {}
 
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -102,18 +123,26 @@ class Rules:
 def load(directory: Path, known_keys: frozenset[str]) -> Rules:
     """Read every `*.yaml` file of a directory.
 
+    Args:
+        directory: of grant files.
+        known_keys: the configured keys; another one in a rule is worth a warning.
+
     Raises:
         ConfigError: everything that is wrong, a line for each, with file and line.
     """
     try:
-        paths = sorted(path for path in directory.iterdir() if path.suffix == ".yaml" and not path.name.startswith("."))
+        found = sorted(path for path in directory.iterdir() if not path.name.startswith("."))
     except OSError as err:
         msg = f"{directory}: cannot be read: {err.strerror}"
         raise ConfigError(msg) from err
+    paths = [path for path in found if path.suffix == ".yaml"]
     if not paths:
         msg = f"{directory}: holds no *.yaml file; without grants nobody may do anything, so write at least `grants: []`"
         raise ConfigError(msg)
     loader = _Loader(known_keys)
+    loader.warnings += [
+        f"{path}: is not read; grant files end in .yaml" for path in found if path not in paths and path.suffix.lower() in {".yml", ".yaml"}
+    ]
     for path in paths:
         try:
             loader.take(YamlDocument.load(path))
@@ -122,26 +151,12 @@ def load(directory: Path, known_keys: frozenset[str]) -> Rules:
     return loader.finish()
 
 
-def compile_rules(rules: Rules, module_sha256: str, engine: str) -> tuple[bytes, str]:
-    """The rules as the policy's `data` document, and the digest of the whole policy (which is in it)."""
-    document = {
-        "grants": _index([(grant.id, grant.workloads, _compiled_grant(grant)) for grant in rules.grants]),
-        "denies": _index([(deny.id, deny.workloads, _compiled_deny(deny)) for deny in rules.denies]),
-    }
-    networks = {name: [str(each) for each in ranges] for name, ranges in rules.networks.items()}
-    parts = {
-        "module": module_sha256,
-        "data": hashlib.sha256(canonical(document)).hexdigest(),
-        "networks": hashlib.sha256(canonical(networks)).hexdigest(),
-        "engine": engine,
-    }
-    digest = hashlib.sha256(canonical(parts)).hexdigest()
-    return canonical({"keybroker_rules": {**document, "policy": digest}}), digest
-
-
 def schema() -> dict[str, Any]:
     """JSON Schema 2020-12 of a grant file, for editors."""
     made: dict[str, Any] = msgspec.json.schema(GrantFile)
+    for definition in made["$defs"].values():
+        for member in definition.get("properties", {}).values():
+            member.pop("default", None)  # "not given" is not the empty list, which is refused
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "keybroker grants", **made}
 
 
@@ -155,7 +170,7 @@ class _Loader:
         self._denies: list[Deny] = []
         self._networks: dict[str, tuple[Network, ...]] = {}
         self._network_uses: list[tuple[str, str]] = []
-        self._warnings: list[str] = []
+        self.warnings: list[str] = []
         self.errors: list[str] = []
 
     def take(self, document: YamlDocument) -> None:
@@ -183,7 +198,8 @@ class _Loader:
             raise ConfigError("\n".join(self.errors))
         grants = tuple(sorted(self._grants, key=lambda rule: rule.id))
         denies = tuple(sorted(self._denies, key=lambda rule: rule.id))
-        return Rules(grants, denies, dict(sorted(self._networks.items())), tuple(self._warnings))
+        warnings = (*self.warnings, *_crowds((*grants, *denies)))
+        return Rules(grants, denies, dict(sorted(self._networks.items())), warnings)
 
     def _take_rule(self, document: YamlDocument, place: Place, kind: type[Grant | Deny]) -> None:
         value = _at(document.value, place)
@@ -191,19 +207,24 @@ class _Loader:
             unknown = [name for name in value if name not in kind.__struct_fields__]
             for name in unknown:
                 self._fault(document, (*place, name), _unknown(name, ", ".join(f"`{each}`" for each in kind.__struct_fields__)))
-            if unknown:
+            empty = [name for name in _SELECTORS if value.get(name) == []]
+            for name in empty:
+                self._fault(document, (*place, name), "an empty list means nobody or nothing; name something, or leave the rule out")
+            if unknown or empty:
                 return
         try:
             rule = msgspec.convert(value, kind)
         except msgspec.ValidationError as err:
             what, _, path = str(err).partition(_ENDS_WITH)
-            self._fault(document, (*place, *_steps(path)), f"{what[0].lower()}{what[1:]}")
+            steps = _steps(path)
+            choices = _CHOICES.get(str(steps[0]), ()) if what.startswith("Invalid enum value") else ()
+            one_of = f"; there are {', '.join(choices)}" if choices else ""
+            self._fault(document, (*place, *steps), _printable(f"{what[0].lower()}{what[1:]}{one_of}"))
             return
         before = len(self.errors)
         self._check_id(document, place, rule.id)
         self._check_selectors(document, place, rule)
-        if isinstance(rule, Grant):
-            self._check_grant(document, place, rule)
+        self._check_sense(document, place, rule)
         if len(self.errors) > before:
             return
         if isinstance(rule, Grant):
@@ -221,19 +242,15 @@ class _Loader:
             self._ids[name] = document.where(where)
 
     def _check_selectors(self, document: YamlDocument, place: Place, rule: Grant | Deny) -> None:
-        for name in ("workloads", "operations", "keys", "algorithms", "trails", "networks"):
-            values = getattr(rule, name)
-            if values is not None and not values:
-                self._fault(document, (*place, name), "an empty list means nobody or nothing; name something, or leave the rule out")
         for name in ("workloads", "trails"):
-            for index, text in enumerate(getattr(rule, name) or ()):
+            for index, text in enumerate(getattr(rule, name)):
                 try:
-                    _pattern(text)
-                except ValueError as err:
+                    Pattern.parse(text)
+                except PatternError as err:
                     self._fault(document, (*place, name, index), str(err))
-        for index, key in enumerate(rule.keys or ()):
-            self._check_key(document, (*place, "keys", index), key, is_alone=len(rule.keys or ()) == 1)
-        for index, network in enumerate(rule.networks or ()):
+        for index, key in enumerate(rule.keys):
+            self._check_key(document, (*place, "keys", index), key, is_alone=len(rule.keys) == 1)
+        for index, network in enumerate(rule.networks):
             self._network_uses.append((document.where((*place, "networks", index)), network))
 
     def _check_key(self, document: YamlDocument, place: Place, key: str, *, is_alone: bool) -> None:
@@ -243,22 +260,27 @@ class _Loader:
         elif not KEY_NAME.fullmatch(key):
             self._fault(document, place, "a key name is [a-z0-9][a-z0-9._-]{0,63}")
         elif key not in self._known_keys:
-            self._warnings.append(f"{document.where(place)}: there is no key {key!r} in the configuration")
+            self.warnings.append(f"{document.where(place)}: there is no key {key!r} in the configuration")
 
-    def _check_grant(self, document: YamlDocument, place: Place, grant: Grant) -> None:
-        signs = {"sign", "sign-digest"} & set(grant.operations)
-        uses_keys = signs or "read-key" in grant.operations
-        reads = "read-audit" in grant.operations
-        rules = (
-            (bool(grant.keys) or not uses_keys, "keys", "operations on keys need `keys`"),
-            (bool(grant.algorithms) or not signs, "algorithms", "signing needs `algorithms`; there is no default"),
-            (bool(grant.trails) or not reads, "trails", "`read-audit` needs `trails`"),
-            (not grant.keys or bool(uses_keys), "keys", "no operation of this grant uses keys"),
-            (not grant.algorithms or bool(signs), "algorithms", "no operation of this grant signs"),
-            (not grant.trails or reads, "trails", "no operation of this grant reads trails"),
+    def _check_sense(self, document: YamlDocument, place: Place, rule: Grant | Deny) -> None:
+        """Refuse a grant that says too little, and a rule of which a part could never fit: it would not do what it looks like."""
+        operations = set(rule.operations or get_args(Operation))
+        signs = not operations.isdisjoint(_SIGNING)
+        uses_keys = signs or "read-key" in operations
+        reads = "read-audit" in operations
+        mixed = rule.algorithms and signs and (rule.trails or not _SIGNING.issuperset(rule.operations))
+        is_grant = isinstance(rule, Grant)
+        faults = (
+            (is_grant and uses_keys and not rule.keys, "keys", "operations on keys need `keys`"),
+            (is_grant and signs and not rule.algorithms, "algorithms", "signing needs `algorithms`; there is no default"),
+            (is_grant and reads and not rule.trails, "trails", "`read-audit` needs `trails`"),
+            (rule.keys and not uses_keys, "keys", "no operation of this rule uses keys"),
+            (rule.algorithms and not signs, "algorithms", "no operation of this rule signs"),
+            (rule.trails and not reads, "trails", "no operation of this rule reads trails"),
+            (not is_grant and mixed, "algorithms", "reading names no algorithm: write one rule for signing and one for reading"),
         )
-        for holds, name, text in rules:
-            if not holds:
+        for is_fault, name, text in faults:
+            if is_fault:
                 self._fault(document, (*place, name), text)
 
     def _take_networks(self, document: YamlDocument, value: Any) -> None:
@@ -279,96 +301,18 @@ class _Loader:
     def _parsed_ranges(self, document: YamlDocument, place: Place, ranges: list[Any]) -> Iterator[Network]:
         for index, text in enumerate(ranges):
             try:
-                if not isinstance(text, str):
-                    raise ValueError  # noqa: TRY004  said like any other malformed range
-                yield ipaddress.ip_network(text)
+                if not isinstance(text, str) or not _RANGE.fullmatch(text):
+                    raise ValueError
+                network = ipaddress.ip_network(text)
             except ValueError:
                 self._fault(document, (*place, index), "not an address range such as 192.0.2.0/24, with no bits behind the prefix")
+                continue
+            if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped:
+                self._fault(document, (*place, index), "write it as an IPv4 range: addresses are compared in that form")
+            yield network
 
     def _fault(self, document: YamlDocument, place: Place, text: str) -> None:
         self.errors.append(f"{document.where(place)}: {_shown(place)}: {text}")
-
-
-@dataclass(frozen=True, slots=True)
-class _Pattern:
-    """A SPIFFE ID pattern taken apart; `is_any` is anybody."""
-
-    trust_domain: str
-    path: tuple[str, ...]
-    is_open: bool
-    is_any: bool = False
-    text: str = field(default="", compare=False)
-
-
-def _pattern(text: str) -> _Pattern:
-    if text == EVERYTHING:
-        return _Pattern("", (), is_open=True, is_any=True)
-    form = "a pattern is spiffe://trust.domain/path with `*` for one segment and `**` at the end for one or more, or `**` alone"
-    if not text.startswith("spiffe://"):
-        raise ValueError(form)
-    trust_domain, _, rest = text.removeprefix("spiffe://").partition("/")
-    try:
-        parse_trust_domain(trust_domain)
-    except SpiffeIdError as err:
-        msg = "the trust domain is written out, in lower case: a wildcard would trust domains that do not exist yet"
-        raise ValueError(msg) from err
-    *path, last = rest.split("/")
-    is_open = last == "**"
-    if not is_open:
-        path.append(last)
-    if not all(segment == "*" or (_SEGMENT.fullmatch(segment) and segment not in {".", ".."}) for segment in path):
-        raise ValueError(form)
-    return _Pattern(trust_domain, tuple(path), is_open, text=text)
-
-
-def _index(rules: Iterable[tuple[str, tuple[str, ...], dict[str, Any]]]) -> dict[str, Any]:
-    """Rules by whom they are for: exact identities, patterns with a literal first segment, other patterns of a domain, anybody."""
-    exact: dict[str, list[dict[str, Any]]] = {}
-    prefix: dict[str, list[dict[str, Any]]] = {}
-    domain: dict[str, list[dict[str, Any]]] = {}
-    anybody: list[dict[str, Any]] = []
-    for _, workloads, compiled in rules:
-        for pattern in map(_pattern, workloads):
-            rule = {**compiled, "path": pattern.path, "is_open": pattern.is_open}
-            if pattern.is_any:
-                anybody.append(rule)
-            elif not pattern.is_open and "*" not in pattern.path:
-                exact.setdefault(pattern.text, []).append(rule)
-            elif pattern.path and pattern.path[0] != "*":
-                prefix.setdefault(f"{pattern.trust_domain}/{pattern.path[0]}", []).append(rule)
-            else:
-                domain.setdefault(pattern.trust_domain, []).append(rule)
-    return {"exact": exact, "prefix": prefix, "domain": domain, "anybody": anybody}
-
-
-def _compiled_grant(grant: Grant) -> dict[str, Any]:
-    operations = set(grant.operations)
-    if operations & {"sign", "sign-digest"}:
-        operations.add("read-key")  # who may sign with a key may read its public half
-    return _compiled(grant) | {"operations": sorted(operations)}
-
-
-def _compiled_deny(deny: Deny) -> dict[str, Any]:
-    return _compiled(deny) | {"operations": deny.operations or ()}
-
-
-def _compiled(rule: Grant | Deny) -> dict[str, Any]:
-    return {
-        "id": rule.id,
-        "keys": rule.keys or (),
-        "algorithms": tuple(each.value for each in rule.algorithms or ()),
-        "networks": rule.networks or (),
-        "trails": tuple(_compiled_trail(_pattern(text)) for text in rule.trails or ()),
-    }
-
-
-def _compiled_trail(pattern: _Pattern) -> dict[str, Any]:
-    """A trail pattern as the policy compares it: with the segments of `split(spiffe_id, "/")`."""
-    return {
-        "is_any": pattern.is_any,
-        "is_open": pattern.is_open,
-        "path": () if pattern.is_any else ("spiffe:", "", pattern.trust_domain, *pattern.path),
-    }
 
 
 def _unknown(name: str, known: str) -> str:
@@ -388,4 +332,19 @@ def _steps(path: str) -> Place:
 
 
 def _shown(place: Place) -> str:
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).removeprefix(".")
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{_printable(step)}" for step in place).removeprefix(".")
+
+
+def _printable(text: str) -> str:
+    """What a file says, in an error: a line break in it must not look like another error."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def _crowds(rules: tuple[Grant | Deny, ...]) -> list[str]:
+    """Warnings of rules that are for the same callers in such numbers that a decision may not get through them."""
+    counts = Counter(place for rule in rules for place in {Pattern.parse(text).place for text in rule.workloads})
+    return [
+        f"{count} rules are for {place or 'anybody'}: each decision walks them all, and fails if that takes too long"
+        for (_, place), count in sorted(counts.items())
+        if count > _CROWD
+    ]

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keybroker.authority.policy import grants
+from keybroker.authority.policy.compiler import compile_rules
 from keybroker.authority.policy.engine import ENGINE, EmbeddedEngine, PolicyEngine
 from keybroker.authority.policy.wasm import WasmModule, WasmTrapError
 from keybroker.errors import ConfigError
+from keybroker.identity.watched_file import fingerprint
 
 BUILT_IN = Path(__file__).parents[2] / "policies" / "policy.wasm"
 
-_Signature = tuple[tuple[str, int, int, int], ...]
+_Signature = tuple[tuple[str | int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class PolicyHolder:
         self._known_keys = known_keys
         self._live = live
         self._looked_at = live.signature
+        self._is_settled = False
         self._problems: tuple[str, ...] = ()
 
     @classmethod
@@ -86,10 +89,15 @@ class PolicyHolder:
         return self._live.rules.networks_of(address)
 
     async def refresh(self) -> Candidate | None:
-        """Other rules, if the files have changed and can be used. Costs a few stat calls while they have not."""
+        """Other rules, if the files have changed and can be used. Costs a few stat calls while they have not.
+
+        What is new is read once more the next time: a file that changes twice within a tick of its file system's clock looks the same.
+        """
         signature = _signature(self._directory)
-        if signature == self._looked_at:
+        is_known = signature == self._looked_at
+        if is_known and self._is_settled:
             return None
+        self._is_settled = is_known
         try:
             candidate = await asyncio.to_thread(_build, self._directory, self._module, self._known_keys, signature)
         except ConfigError as err:
@@ -110,7 +118,7 @@ class PolicyHolder:
 
 def _build(directory: Path, module: WasmModule, known_keys: frozenset[str], signature: _Signature) -> Candidate:
     rules = grants.load(directory, known_keys)
-    data, digest = grants.compile_rules(rules, module.sha256, ENGINE)
+    data, digest = compile_rules(rules, module.sha256, ENGINE)
     try:
         return Candidate(EmbeddedEngine(module, data, digest), rules, signature)
     except WasmTrapError as err:
@@ -119,8 +127,9 @@ def _build(directory: Path, module: WasmModule, known_keys: frozenset[str], sign
 
 
 def _signature(directory: Path) -> _Signature:
+    """Changes whenever a grant file does; empty while the directory cannot be read."""
     try:
-        found = [(path.name, path.stat()) for path in sorted(directory.iterdir()) if path.suffix == ".yaml"]
+        names = sorted(path.name for path in directory.iterdir() if path.suffix == ".yaml")
     except OSError:
         return ()
-    return tuple((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in found)
+    return tuple((name, *fingerprint(directory / name)) for name in names)

@@ -1,6 +1,6 @@
 """A thin host for policies that OPA compiled to WebAssembly (OPA's WebAssembly ABI, version 1.2 and later), on wasmtime.
 
-The guest gets no host functions: what it imports are stubs that trap, and a policy that needs one is refused when it is loaded.
+The guest gets no host functions: what it imports traps, and a policy that needs one is refused when it is loaded.
 Fuel bounds its work, an epoch deadline its time, a limit its memory. After any trap the instance is thrown away.
 """
 
@@ -10,7 +10,6 @@ import functools
 import hashlib
 import threading
 import time
-from typing import Any, NoReturn
 
 import msgspec
 import wasmtime
@@ -22,15 +21,22 @@ MEMORY_BYTES = 512 * 1024 * 1024
 MAX_ANSWER_BYTES = 256 * 1024
 TICK_SECONDS = 0.05
 DEADLINE_TICKS = 3
+_TABLE_ELEMENTS = 100_000
 _LOAD_FUEL = 200_000_000_000  # parsing the rules takes work in proportion to them, once
 _LOAD_TICKS = 1_200
 _FIRST_PAGES = 16
 _PAGE_BYTES = 65_536
+_FIRST_READ_BYTES = 2_048  # most answers are short
+_ADDRESS = 0xFFFF_FFFF  # addresses are unsigned, and WebAssembly's integers are not
 _ENTRYPOINT = "keybroker/decision"
 
 
 class WasmTrapError(Exception):
-    """The policy ran out of fuel, time or memory, or broke a rule of WebAssembly. There is no answer."""
+    """The policy ran out of fuel, time or memory, or broke a rule of WebAssembly. There is no answer. Says which it was."""
+
+
+class WasmAbortError(WasmTrapError):
+    """The policy itself gave up: its rules contradict each other, or it wanted something of its host."""
 
 
 class WasmModule:
@@ -38,6 +44,9 @@ class WasmModule:
 
     Attributes:
         sha256: of the file, lower-case hex.
+
+    Raises:
+        ConfigError: not a policy that OPA compiled, or one that calls its host.
     """
 
     def __init__(self, data: bytes, source: str) -> None:
@@ -54,7 +63,7 @@ class WasmModule:
         """Refuse a policy that needs anything from its host."""
         try:
             instance = WasmInstance(self, b"{}")
-        except (WasmTrapError, KeyError, wasmtime.WasmtimeError) as err:
+        except (WasmTrapError, KeyError, TypeError, ValueError, wasmtime.WasmtimeError) as err:
             msg = f"{source}: not a policy that OPA compiled; build it with `opa build -t wasm -e {_ENTRYPOINT}`"
             raise ConfigError(msg) from err
         if instance.abi < (1, 2):
@@ -81,11 +90,16 @@ class WasmInstance:
 
     def __init__(self, module: WasmModule, data: bytes) -> None:
         self._store = wasmtime.Store(module.engine)
-        self._store.set_limits(memory_size=MEMORY_BYTES, memories=1, instances=1)
-        self._memory = wasmtime.Memory(self._store, wasmtime.MemoryType(wasmtime.Limits(_FIRST_PAGES, None)))
+        self._store.set_limits(memory_size=MEMORY_BYTES, memories=1, instances=1, tables=1, table_elements=_TABLE_ELEMENTS)
         self._arm(_LOAD_FUEL, _LOAD_TICKS)
+        pages = [each.type.limits.min for each in module.module.imports if isinstance(each.type, wasmtime.MemoryType)]
+        linker = wasmtime.Linker(module.engine)
         try:
-            instance = wasmtime.Instance(self._store, module.module, self._imports(module.module))
+            limits = wasmtime.Limits(max(_FIRST_PAGES, *pages), None)
+            self._memory = wasmtime.Memory(self._store, wasmtime.MemoryType(limits))
+            linker.define(self._store, "env", "memory", self._memory)
+            linker.define_unknown_imports_as_traps(module.module)
+            instance = linker.instantiate(self._store, module.module)
         except (wasmtime.WasmtimeError, wasmtime.Trap) as err:
             msg = "the policy cannot be instantiated"
             raise WasmTrapError(msg) from err
@@ -110,23 +124,12 @@ class WasmInstance:
             request: the document under `input`, JSON.
 
         Raises:
-            WasmTrapError: no answer; the instance must not be used again.
+            WasmTrapError: no answer; the instance must not be used again. WasmAbortError, if that is the policy's own doing.
         """
         self._arm(FUEL, DEADLINE_TICKS)
         self._write(self._heap, request)
         end = self._heap + len(request)
         return self._text_at(self._call(self._eval, 0, self._entrypoint, self._data, self._heap, len(request), end, 0))
-
-    def _imports(self, module: wasmtime.Module) -> list[Any]:
-        given: list[Any] = []
-        for wanted in module.imports:
-            if isinstance(wanted.type, wasmtime.MemoryType):
-                given.append(self._memory)
-            elif isinstance(wanted.type, wasmtime.FuncType):
-                given.append(wasmtime.Func(self._store, wanted.type, _refuse))
-            else:
-                raise KeyError(wanted.name)
-        return given
 
     def _arm(self, fuel: int, ticks: int) -> None:
         self._store.set_fuel(fuel)
@@ -147,41 +150,43 @@ class WasmInstance:
     def _call(self, function: wasmtime.Func, *arguments: int) -> int:
         try:
             return int(function(self._store, *arguments))
-        except (wasmtime.WasmtimeError, wasmtime.Trap, RuntimeError) as err:
-            msg = str(err).splitlines()[0]
-            raise WasmTrapError(msg) from err
+        except (wasmtime.WasmtimeError, wasmtime.Trap) as err:
+            code = err.trap_code if isinstance(err, wasmtime.Trap) else None
+            if code is not None:
+                raise WasmTrapError(code.name.lower().replace("_", " ")) from err
+            if self._memory.data_len(self._store) > MEMORY_BYTES // 2:  # OPA's allocator gives up where it cannot grow
+                msg = "out of memory"
+                raise WasmTrapError(msg) from err
+            msg = "the policy gave up"
+            raise WasmAbortError(msg) from err
 
     def _write(self, address: int, data: bytes) -> None:
-        missing = address + len(data) - self._memory.data_len(self._store)
+        start = address & _ADDRESS
+        missing = start + len(data) - self._memory.data_len(self._store)
         try:
             if missing > 0:
                 self._memory.grow(self._store, missing // _PAGE_BYTES + 1)
-            self._memory.write(self._store, data, address)
+            self._memory.write(self._store, data, start)
         except (wasmtime.WasmtimeError, IndexError) as err:
             msg = "out of memory"
             raise WasmTrapError(msg) from err
 
     def _text_at(self, address: int) -> bytes:
         """The text that ends with a NUL at an address. Read in growing pieces, because most answers are short."""
-        size = 2_048
+        start = address & _ADDRESS
+        size = _FIRST_READ_BYTES
         while True:
-            piece = bytes(self._memory.read(self._store, address, address + size))
+            piece = self._memory.read(self._store, start, start + size)
             end = piece.find(b"\0")
             if end >= 0:
-                return piece[:end]
-            if size >= MAX_ANSWER_BYTES or len(piece) < size:
+                return bytes(piece[:end])
+            if size > MAX_ANSWER_BYTES or len(piece) < size:
                 msg = "the answer is too large"
                 raise WasmTrapError(msg)
-            size *= 8
+            size = min(size * 8, MAX_ANSWER_BYTES + 1)
 
     def _json_of(self, value: int) -> dict[str, int]:
         return msgspec.json.decode(self._text_at(self._call(self._function("opa_json_dump"), value)), type=dict[str, int])
-
-
-def _refuse(*_arguments: int) -> NoReturn:
-    """Every host function: there is none."""
-    msg = "the policy called its host"
-    raise RuntimeError(msg)
 
 
 @functools.cache

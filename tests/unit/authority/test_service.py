@@ -194,7 +194,7 @@ def test_nothing_is_released_when_the_outcome_is_not_durable(tmp_path: Path) -> 
         assert broker.tokens.signed == 1
         broker.store._db, broker.tokens.on_sign = real, None
         await broker.service.sign(broker.asker, ask())
-        assert broker.kinds() == ["intent", "unknown", "intent", "signed"]
+        assert broker.kinds() == ["intent", "unknown", "security", "intent", "signed"]
 
     with_broker(tmp_path, test)
 
@@ -205,6 +205,24 @@ def test_decision_is_made_again_when_rules_change_before_the_intent(tmp_path: Pa
         await broker.service.sign(broker.asker, ask())
         assert len(broker.rules.engine.asked) == 2
         assert broker.kinds() == ["intent", "signed"]
+
+    with_broker(tmp_path, test)
+
+
+@pytest.mark.case(26)
+def test_decision_is_made_again_with_the_networks_of_the_new_rules(tmp_path: Path) -> None:
+    async def test(broker: FakeBroker) -> None:
+        def once() -> None:
+            broker.rules.engine.on_decide = lambda: None
+            broker.rules.networks = ("elsewhere",)
+            broker.generation.advance()
+
+        broker.rules.engine.on_decide = once
+        await broker.service.sign(broker.asker, ask())
+        seen = [json.loads(request)["caller"]["networks"] for request in broker.rules.engine.asked]
+        assert seen == [["loopback"], ["elsewhere"]]
+        intent = next(record for record in broker.records() if record["kind"] == "intent")
+        assert intent["request"]["caller"]["networks"] == ["elsewhere"]
 
     with_broker(tmp_path, test)
 

@@ -259,7 +259,7 @@ def test_identity_or_certificate_on_the_deny_list_is_refused_though_remembered(t
     validator = SvidValidator(bundles_of(tmp_path), denied, FixedClock(NOW_US))
     chain, other = ROOT.issue().chain, ROOT.issue().chain
     svid = validator.validate(chain)
-    path.write_text(f"denied: [{{svid_serial: "{svid.serial.upper()}", reason: stolen}}]\n")
+    path.write_text(f"denied: [{{svid_serial: '{svid.serial.upper()}', reason: stolen}}]\n")
     assert denied.refresh()
     assert refused(validator, chain) == "denied"
     assert validator.validate(other)

@@ -1,0 +1,85 @@
+"""What the default policy must answer, written a second time from its documentation: slowly, plainly, and without Rego or an index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from keybroker.authority.policy.grants import Deny, Grant, Rules
+
+READING = {"read-key", "read-audit"}
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """The answer, with lists in order of the alphabet: which rules there are is documented, and their order is not."""
+
+    allow: bool
+    grants: list[str]
+    reasons: list[str]
+
+
+def fits(pattern: str, identity: str) -> bool:
+    """`*` is one segment, `**` at the end is one or more, `**` alone is anybody."""
+    if pattern == "**":
+        return True
+    wanted, given = pattern.split("/"), identity.split("/")
+    if wanted[-1] == "**":
+        wanted.pop()
+        if len(given) <= len(wanted):
+            return False
+        given = given[: len(wanted)]
+    return len(wanted) == len(given) and all(want in ("*", have) for want, have in zip(wanted, given, strict=True))
+
+
+def any_fits(patterns: Sequence[str], identity: str) -> bool:
+    return any(fits(pattern, identity) for pattern in patterns)
+
+
+def concerns(rule: Grant | Deny, target: dict[str, Any]) -> bool:
+    """Whether a rule names this target."""
+    if target["kind"] == "key":
+        return rule.keys == ("*",) or target["id"] in rule.keys
+    return target["kind"] == "trail" and any_fits(rule.trails, target["workload"])
+
+
+def is_inside(rule: Grant | Deny, asked: dict[str, Any]) -> bool:
+    return not rule.networks or not set(rule.networks).isdisjoint(asked["caller"]["networks"])
+
+
+def refuses(deny: Deny, asked: dict[str, Any]) -> bool:
+    """Whether a deny fits: each selector that is given must. Whoever may not read one trail may not read the whole record."""
+    target = asked["target"]
+    is_whole_record = target["kind"] == "trail" and target["workload"] == ""
+    return (
+        any_fits(deny.workloads, asked["caller"]["spiffe_id"])
+        and (not (deny.keys or deny.trails) or concerns(deny, target) or (bool(deny.trails) and is_whole_record))
+        and (not deny.operations or asked["operation"] in deny.operations)
+        and (not deny.algorithms or asked["algorithm"] in {each.value for each in deny.algorithms})
+        and is_inside(deny, asked)
+    )
+
+
+def may(grant: Grant, operation: str) -> bool:
+    """Who may sign with a key may read its public half."""
+    signs = not {"sign", "sign-digest"}.isdisjoint(grant.operations)
+    return operation in grant.operations or (operation == "read-key" and signs)
+
+
+def expected(rules: Rules, asked: dict[str, Any]) -> Expected:
+    """Nothing said means no; all matching grants bind; a deny wins; who asks for its own trail may read it."""
+    caller, target, operation = asked["caller"]["spiffe_id"], asked["target"], asked["operation"]
+    named = [grant for grant in rules.grants if any_fits(grant.workloads, caller) and concerns(grant, target)]
+    able = [grant for grant in named if may(grant, operation)]
+    suited = [grant for grant in able if operation in READING or asked["algorithm"] in {each.value for each in grant.algorithms}]
+    grants = [grant.id for grant in suited if is_inside(grant, asked)]
+    if operation == "read-audit" and target["kind"] == "trail" and target["workload"] == caller:
+        grants.append("own-trail")
+    denied = [f"denied-by:{deny.id}" for deny in rules.denies if refuses(deny, asked)]
+    reasons = list(denied)
+    if not grants:
+        rest = (("no-grant", named), ("operation-not-granted", able), ("algorithm-not-granted", suited))
+        reasons.append(next((reason for reason, left in rest if not left), "network-not-granted"))
+    allow = bool(grants) and not denied
+    return Expected(allow, sorted(grants) if allow else [], sorted(reasons))
