@@ -26,6 +26,14 @@ def harden() -> None:
     os.umask(0o077)
 
 
+def allow_open_files(count: int) -> None:
+    """Let this process have so many files and connections open, as far as the host's hard limit goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when its parent ends, however that ends.
 

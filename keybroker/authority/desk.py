@@ -22,12 +22,14 @@ from keybroker.model.call import (
     BatchReply,
     Call,
     Explain,
+    HandshakesFailed,
     Health,
     HealthReply,
     ListJwks,
     ListKeys,
     Metrics,
     MetricsReply,
+    Noted,
     Problem,
     QueryRecords,
     ShowKey,
@@ -105,12 +107,16 @@ class Desk:
             reply = Problem.of(OverloadedError("The request could not be finished.", retry_after=1))
         channel.send(Answer(call.id, reply))
 
-    async def _reply(self, call: Call) -> AnyReply:  # noqa: C901, PLR0911  one line for each ask
+    async def _reply(self, call: Call) -> AnyReply:  # noqa: C901, PLR0911, PLR0912  one line for each ask
         match call.ask:
             case Health():
                 return self._health()
             case Metrics():
                 return MetricsReply(self._metrics_text())
+            case HandshakesFailed(counts):
+                for result, address, count in counts:
+                    self._security.note("handshake-failed", f"{result[:32]} from {address[:64]}", count)
+                return Noted()
         asker = self._identify(call)
         match call.ask:
             case Sign():

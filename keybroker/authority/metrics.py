@@ -38,9 +38,9 @@ class AuthorityMetrics:
         """A request was refused, with this problem code."""
         self._refusals.labels(code).inc()
 
-    def security(self, event: str) -> None:
-        """A security event of this name."""
-        self._security.labels(event).inc()
+    def security(self, event: str, count: int = 1) -> None:
+        """Security events of this name."""
+        self._security.labels(event).inc(count)
 
     def text(self, sessions: dict[str, tuple[int, int]], log_size: int) -> bytes:
         """Everything in Prometheus's text format."""

@@ -25,17 +25,18 @@ class SecurityEvents:
         self._metrics = metrics
         self._counts: dict[tuple[str, str], int] = {}
 
-    def note(self, event: str, detail: str) -> None:
+    def note(self, event: str, detail: str, count: int = 1) -> None:
         """Something that should not happen has happened.
 
         Args:
             event: a stable name.
             detail: which one, in a few words; printable, never payload or certificate bytes.
+            count: how often.
         """
-        self._metrics.security(event)
+        self._metrics.security(event, count)
         if (event, detail) not in self._counts and sum(name == event for name, _ in self._counts) >= _MAX_DETAILS:
             detail = "more of the same"
-        self._counts[event, detail] = self._counts.get((event, detail), 0) + 1
+        self._counts[event, detail] = self._counts.get((event, detail), 0) + count
 
     async def run(self) -> None:
         """Write what has come, every second, until cancelled."""
@@ -48,14 +49,14 @@ class SecurityEvents:
         """Write what has come.
 
         Raises:
-            AuditUnavailableError: not written, and kept for the next time.
+            AuditUnavailableError: not all are written; the rest is kept for the next time.
         """
-        counts, self._counts = self._counts, {}
-        for (event, detail), count in counts.items():
-            _log.warning("security event", security_event=event, detail=detail, count=count)
+        for event, detail in list(self._counts):
+            count = self._counts.pop((event, detail))
             draft = Draft(kind=RecordKind.SECURITY, body={"event": event, "detail": detail, "count": count})
             try:
                 await self._journal.write(Entry(draft))
             except AuditUnavailableError:
                 self._counts[event, detail] = self._counts.get((event, detail), 0) + count
                 raise
+            _log.warning("security event", security_event=event, detail=detail, count=count)

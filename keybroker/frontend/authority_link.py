@@ -7,7 +7,19 @@ from typing import TypeVar
 from keybroker.errors import OverloadedError, RoomUnavailableError
 from keybroker.frontend.exchange import Exchange
 from keybroker.frontend.problems import ProblemError
-from keybroker.model.call import Answer, AnyAsk, Call, Health, HealthReply, Metrics, MetricsReply, Problem, Reply
+from keybroker.model.call import (
+    Answer,
+    AnyAsk,
+    Call,
+    HandshakesFailed,
+    Health,
+    HealthReply,
+    Metrics,
+    MetricsReply,
+    Noted,
+    Problem,
+    Reply,
+)
 from keybroker.telemetry import logger
 from keybroker.wire import Link
 
@@ -78,6 +90,15 @@ class AuthorityLink:
         """
         answer = await self._link.ask(lambda number: Call(number, Metrics()), _OPERATIONS_SECONDS)
         return _expected(answer.reply, MetricsReply).text
+
+    async def handshakes_failed(self, counts: tuple[tuple[str, str, int], ...]) -> None:
+        """Tell the authority of handshakes that failed; on behalf of nobody.
+
+        Raises:
+            RoomUnavailableError, TimeoutError: it does not hear.
+        """
+        answer = await self._link.ask(lambda number: Call(number, HandshakesFailed(counts)), _OPERATIONS_SECONDS)
+        _expected(answer.reply, Noted)
 
 
 def _expected(reply: Reply, expected: type[R]) -> R:

@@ -14,6 +14,8 @@ import ssl
 from collections import Counter
 from collections.abc import Callable
 
+from keybroker.frontend.admission import Admission
+from keybroker.frontend.failed_handshakes import FailedHandshakes
 from keybroker.frontend.metrics import FrontendMetrics
 from keybroker.frontend.tls import HandshakeError
 from keybroker.telemetry import logger
@@ -22,6 +24,8 @@ HANDSHAKE_SECONDS = 8.0
 SHUTDOWN_SECONDS = 1.0
 _BACKLOG = 1_024
 _PAUSE_SECONDS = 0.2
+_SEND_BUFFER_BYTES = 128 * 1024
+_UNREAD_MS = 8_000
 
 _log = logger()
 
@@ -38,6 +42,8 @@ class TlsListener:
         max_connections: open connections, all together, handshakes included.
         max_per_address: the same, from one IP address.
         metrics: counts connections and how handshakes end.
+        failures: told of each handshake that failed or was not begun.
+        admission: says who may begin one.
         handshake_s: seconds for a handshake.
     """
 
@@ -50,6 +56,8 @@ class TlsListener:
         max_connections: int,
         max_per_address: int,
         metrics: FrontendMetrics,
+        failures: FailedHandshakes,
+        admission: Admission | None = None,
         handshake_s: float = HANDSHAKE_SECONDS,
     ) -> None:
         self._sock = sock
@@ -58,6 +66,8 @@ class TlsListener:
         self._max_connections = max_connections
         self._max_per_address = max_per_address
         self._metrics = metrics
+        self._failures = failures
+        self._admission = admission or Admission()
         self._handshake_s = handshake_s
         self._open = 0
         self._open_by_address: Counter[str] = Counter()
@@ -72,6 +82,9 @@ class TlsListener:
     def start(self) -> None:
         """Listen, and accept in the background."""
         self._sock.settimeout(0)
+        # Accepted sockets inherit both. A client that does not read its answer can hold so much of the kernel's memory, and for so long.
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
         self._sock.listen(_BACKLOG)
         self._accepting = asyncio.get_running_loop().create_task(self._accept())
 
@@ -95,8 +108,10 @@ class TlsListener:
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
             address = plain_address(peer[0])
-            if self._open >= self._max_connections or self._open_by_address[address] >= self._max_per_address:
+            is_full = self._open >= self._max_connections or self._open_by_address[address] >= self._max_per_address
+            if is_full or not self._admission.admits(address):
                 self._metrics.handshake("refused")
+                self._failures.note("refused", address)
                 sock.close()
                 continue
             task = loop.create_task(self._shake_hands(sock, address, self._admit(address)))
@@ -131,6 +146,8 @@ class TlsListener:
             if result != "ok":
                 sock.close()
                 leave()
+                self._admission.failed(address)
+                self._failures.note(result, address)
             self._metrics.handshake(result)
 
     def _admit(self, address: str) -> Callable[[], None]:

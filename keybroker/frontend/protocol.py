@@ -46,6 +46,7 @@ class HttpLimits:
     Attributes:
         request_s: seconds for a whole request, from its first byte; for the first one from the end of the TLS handshake.
         idle_s: seconds between an answer and the next request.
+        send_s: seconds in which a client that has stopped reading must begin again.
         linger_s: seconds in which the rest of a body that is too large is dropped, so that its sender gets to read the answer.
         target_bytes: of the request target.
         header_bytes: names and values of all header fields, with four bytes for each.
@@ -56,6 +57,7 @@ class HttpLimits:
     body_bytes: Callable[[bytes], int]
     request_s: float = 8.0
     idle_s: float = 60.0
+    send_s: float = 8.0
     linger_s: float = 1.0
     target_bytes: int = 8 * 1024
     header_bytes: int = 16 * 1024
@@ -248,6 +250,21 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._return_body()
         if self._phase is _Phase.ANSWERING:
             self._phase = _Phase.QUIET
+            if not self.flow.write_paused:
+                self._due = self.loop.time() + self._limits.idle_s
+
+    def pause_writing(self) -> None:
+        """The client does not read its answer: it has a while."""
+        super().pause_writing()
+        self._due = self.loop.time() + self._limits.send_s
+        self._watch()
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        super().resume_writing()
+        if self._phase is _Phase.ANSWERING:
+            self._due = math.inf
+        elif self._phase is _Phase.QUIET:
             self._due = self.loop.time() + self._limits.idle_s
 
     # What ends a connection
@@ -317,11 +334,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         left = self._due - self.loop.time()
         if left > 0:
             # No later than the shortest time that may be set from here on, so that none of them is overslept.
-            self._timer = self.loop.call_later(min(left, self._limits.request_s, self._limits.idle_s), self._watch)
+            self._timer = self.loop.call_later(min(left, self._limits.request_s, self._limits.idle_s, self._limits.send_s), self._watch)
             return
         self._timer = None
         if self._phase in {_Phase.HEAD, _Phase.BODY}:
             self._end_with(RequestTimeoutError(f"A request is to arrive within {self._limits.request_s:g} seconds."))
+        elif self.flow.write_paused:
+            self.transport.abort()  # an orderly end would wait for a client that has stopped reading
         elif not self.transport.is_closing():
             self.transport.close()
 

@@ -17,6 +17,7 @@ from keybroker.config import Config, FrontendConfig, TelemetryConfig, host_and_p
 from keybroker.errors import ConfigError, WireError
 from keybroker.frontend.app import Application
 from keybroker.frontend.authority_link import AuthorityLink
+from keybroker.frontend.failed_handshakes import FailedHandshakes
 from keybroker.frontend.listener import TlsListener
 from keybroker.frontend.metrics import FrontendMetrics
 from keybroker.frontend.operations import Operations, OperationsServer
@@ -25,7 +26,7 @@ from keybroker.frontend.signing import body_limit
 from keybroker.frontend.tls import ServerTls
 from keybroker.identity.bundle import TrustBundles
 from keybroker.model.call import MAX_ANSWER_BYTES, Answer, Call
-from keybroker.process import EXIT_CONFIG, harden, uid_of
+from keybroker.process import EXIT_CONFIG, allow_open_files, harden, uid_of
 from keybroker.sandbox import Sandbox, around, own_temporary, python_paths
 from keybroker.telemetry import configure, logger
 from keybroker.tracing import Tracer, export_port
@@ -34,6 +35,7 @@ from keybroker.wire import Link
 DRAIN_SECONDS = 10.0
 _BODY_BUDGET = 64 * 1024 * 1024
 _DRAIN_POLL_SECONDS = 0.05
+_OTHER_FILES = 512  # handshakes hold two descriptors for a moment; sockets, logs and files of our own
 
 _log = logger()
 
@@ -45,6 +47,7 @@ def run(config: Config) -> int:
     try:
         if config.frontend is None:
             raise ConfigError("the section `frontend` is missing")
+        allow_open_files(config.frontend.max_connections + _OTHER_FILES)
         _log.info("walled in", landlock_abi=sandbox(config.frontend, config.telemetry).enter())
         uvloop.run(_serve(config.frontend, config.telemetry))
     except (ConfigError, WireError) as err:
@@ -72,7 +75,7 @@ async def _serve(config: FrontendConfig, telemetry: TelemetryConfig) -> None:
     operations_socket = bind("operations", config.operations)
     link = Link[Call, Answer](config.authority, uid_of(config.authority_user), Answer, MAX_ANSWER_BYTES, _on_link_change)
     authority = AuthorityLink(link)
-    connections = ServerState()
+    connections, failures = ServerState(), FailedHandshakes()
     listener = TlsListener(
         service_socket,
         lambda: tls.context,
@@ -80,19 +83,23 @@ async def _serve(config: FrontendConfig, telemetry: TelemetryConfig) -> None:
         max_connections=config.max_connections,
         max_per_address=config.max_connections_per_address,
         metrics=metrics,
+        failures=failures,
     )
     operations = OperationsServer.of(Operations(authority, metrics, stop.is_set))
 
     link.start()
     listener.start()
-    background = [asyncio.ensure_future(tls.keep_fresh()), asyncio.ensure_future(operations.run_on(operations_socket))]
+    background = [asyncio.ensure_future(each) for each in (tls.keep_fresh(), failures.run(authority))]
+    serving = asyncio.ensure_future(operations.run_on(operations_socket))
     _log.info("started", listen=config.listen, operations=config.operations)
     await stop.wait()
     await listener.stop()
     await _drain(connections)
     operations.should_exit = True
-    background[0].cancel()
-    await asyncio.gather(*background, return_exceptions=True)
+    for task in background:
+        task.cancel()
+    await asyncio.gather(serving, *background, return_exceptions=True)
+    await failures.tell(authority)
     with contextlib.suppress(OSError):
         operations_socket.close()
     await link.stop()

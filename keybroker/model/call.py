@@ -5,10 +5,14 @@ The frontend vouches for nothing but "TLS delivered this chain, from this addres
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from keybroker.errors import RefusalError
 from keybroker.model.request import SignBody
+
+MAX_FAILED_HANDSHAKES = 128
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
@@ -86,7 +90,15 @@ class Metrics(Ask, frozen=True):
     """The authority's metrics, asked for `/metrics`, on behalf of nobody."""
 
 
-AnyAsk = Whoami | ListKeys | ShowKey | ListJwks | Sign | SignBatch | Explain | QueryRecords | ShowRecord | Health | Metrics
+class HandshakesFailed(Ask, frozen=True):
+    """TLS handshakes that failed or were not begun since the last time: (result, address, how many). Told on behalf of nobody."""
+
+    counts: Annotated[tuple[tuple[str, str, Annotated[int, msgspec.Meta(ge=1)]], ...], msgspec.Meta(max_length=MAX_FAILED_HANDSHAKES)]
+
+
+AnyAsk = (
+    Whoami | ListKeys | ShowKey | ListJwks | Sign | SignBatch | Explain | QueryRecords | ShowRecord | Health | Metrics | HandshakesFailed
+)
 
 
 class Call(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -218,7 +230,13 @@ class MetricsReply(Reply, frozen=True):
     text: bytes
 
 
-AnyReply = Problem | WhoamiReply | KeyReply | KeysReply | Signed | BatchReply | ExplainReply | RecordsReply | HealthReply | MetricsReply
+class Noted(Reply, frozen=True):
+    """It was heard."""
+
+
+AnyReply = (
+    Problem | WhoamiReply | KeyReply | KeysReply | Signed | BatchReply | ExplainReply | RecordsReply | HealthReply | MetricsReply | Noted
+)
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

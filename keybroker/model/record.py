@@ -27,8 +27,8 @@ class Outcome(enum.Enum):
     """How a use ended."""
 
     SIGNED = "signed"
-    FAILED = "failed"  # the token said no; no signature exists
-    WITHHELD = "withheld"  # a signature was made and destroyed, because the use would now be refused
+    FAILED = "failed"  # no good signature exists: no token was asked, it said no, or what it made did not verify
+    WITHHELD = "withheld"  # the use would now be refused, so the token was not asked, or what it made was destroyed
     UNKNOWN = "unknown"  # the token may have signed; nothing was released
 
 
