@@ -135,10 +135,12 @@ class UnauthenticatedError(RefusalError):
 class SvidInvalidError(RefusalError):
     """The certificate chain is not a valid X.509-SVID of a trust domain that this broker trusts.
 
-    `reasons` holds the one rule that was broken, for example `leaf-is-ca`.
+    `reasons` holds the one rule that was broken, for example `leaf-is-ca`. `about` is for the record, not for the caller: the SPIFFE ID
+    that was claimed, as far as it could be read, and whose authority vouched for it, if another's.
     """
 
     code = "svid-invalid"
+    about: str = ""
 
 
 class DeniedError(RefusalError):

@@ -150,6 +150,7 @@ class Desk:
             svid = self._validator.validate(call.chain)
         except SvidInvalidError as err:
             self._metrics.refused(err.code)
-            self._security.note("svid-invalid", f"{' '.join(err.reasons)} from {call.address}")
+            claimed = err.about[:200] or "nobody that can be read"
+            self._security.note("svid-invalid", f"{' '.join(err.reasons)}: {claimed}, from {call.address}")
             raise
         return Asker(Caller(svid, call.address), call.chain, call.request_id, call.traceparent, self._networks.networks_of(call.address))

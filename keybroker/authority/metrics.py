@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from keybroker.errors import RefusalError
 from keybroker.model.record import Outcome
 from keybroker.tracing import Laps
 
 _BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+SECURITY_EVENTS = (
+    "file-refused",
+    "handshake-failed",
+    "key-refused",
+    "record-not-writable",
+    "self-check-failed",
+    "svid-invalid",
+    "token-needs-operator",
+)
 _STAGES = ("decide", "record", "hsm", "check", "release")
 
 
@@ -24,6 +34,12 @@ class AuthorityMetrics:
         self._security = Counter("keybroker_security_events", "Things that should not happen", ["event"], registry=self._registry)
         self._sessions = Gauge("keybroker_hsm_sessions", "Workers by token and state", ["token", "state"], registry=self._registry)
         self._log_size = Gauge("keybroker_log_size", "Records in the log", registry=self._registry)
+        self._writable = Gauge("keybroker_record_writable", "1 while the record can be written", registry=self._registry)
+        # A counter that appears with its first event shows no increase: what may happen is there from the start, at zero.
+        for code in RefusalError.registry:
+            self._refusals.labels(code)
+        for event in SECURITY_EVENTS:
+            self._security.labels(event)
 
     def signed(self, outcome: Outcome, key: str) -> None:
         """A use has ended."""
@@ -42,10 +58,15 @@ class AuthorityMetrics:
         """Security events of this name."""
         self._security.labels(event).inc(count)
 
-    def text(self, sessions: dict[str, tuple[int, int]], log_size: int) -> bytes:
-        """Everything in Prometheus's text format."""
+    def text(self, sessions: dict[str, tuple[int, int]], log_size: int, *, is_writable: bool) -> bytes:
+        """Everything in Prometheus's text format.
+
+        Args:
+            sessions: for each token, workers in service and workers configured.
+        """
         for token, (serving, configured) in sessions.items():
             self._sessions.labels(token, "serving").set(serving)
             self._sessions.labels(token, "lost").set(configured - serving)
         self._log_size.set(log_size)
+        self._writable.set(is_writable)
         return generate_latest(self._registry)

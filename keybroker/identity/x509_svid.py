@@ -108,11 +108,11 @@ class SvidValidator:
                 self._accepted.popitem(last=False)
         now = self._clock.now_us() // 1_000_000
         if now > svid.not_after:
-            raise _refusal("expired")
+            raise _refusal("expired", svid.id.text)
         if now < svid.not_before:
-            raise _refusal("not-yet-valid")
+            raise _refusal("not-yet-valid", svid.id.text)
         if self._deny_list is not None and self._deny_list.denies(svid):
-            raise _refusal("denied")
+            raise _refusal("denied", svid.id.text)
         return svid
 
     def _judge(self, chain: tuple[bytes, ...]) -> Svid:
@@ -125,8 +125,8 @@ class SvidValidator:
         identity = _identity(leaf, extensions)
         bundle = self._bundles.of(identity.trust_domain)
         if bundle is None:
-            raise _refusal("unknown-trust-domain")
-        path = self._build_path(leaf, certificates[1:], bundle)
+            raise _refusal("unknown-trust-domain", identity.text)
+        path = self._build_path(leaf, certificates[1:], bundle, identity)
         return Svid(
             id=identity,
             sha256=hashlib.sha256(chain[0]).hexdigest(),
@@ -155,36 +155,43 @@ class SvidValidator:
             has_both = {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH} <= set(extended.value)
             self._require("eku-incomplete", holds=has_both)
 
-    def _build_path(self, leaf: x509.Certificate, others: list[x509.Certificate], bundle: TrustBundle) -> list[x509.Certificate]:
+    def _build_path(
+        self, leaf: x509.Certificate, others: list[x509.Certificate], bundle: TrustBundle, identity: SpiffeId
+    ) -> list[x509.Certificate]:
         """A path to an authority of this one trust domain, valid now (RFC 5280 section 6)."""
         now = datetime.datetime.fromtimestamp(self._clock.now_us() / 1_000_000, datetime.UTC)
         path = _path(leaf, others, bundle, now)
         if path is None:
-            raise _refusal(self._why_no_path(leaf, others, bundle, now))
+            rule, voucher = self._why_no_path(leaf, others, bundle, now)
+            raise _refusal(rule, f"{identity.text}{voucher}")
         for certificate in path[1:]:
             self._require("authority-id-has-path", holds=not _has_path(certificate))
         return path
 
-    def _why_no_path(self, leaf: x509.Certificate, others: list[x509.Certificate], bundle: TrustBundle, now: datetime.datetime) -> str:
-        """A better word than "no path", where there is one. Only ever chooses between refusals."""
+    def _why_no_path(
+        self, leaf: x509.Certificate, others: list[x509.Certificate], bundle: TrustBundle, now: datetime.datetime
+    ) -> tuple[str, str]:
+        """A better word than "no path", where there is one, and who vouched instead. Only ever chooses between refusals."""
         if any(now > each.not_valid_after_utc for each in (leaf, *others)):
-            return "expired"
+            return "expired", ""
         if any(now < each.not_valid_before_utc for each in (leaf, *others)):
-            return "not-yet-valid"
+            return "not-yet-valid", ""
         for domain in self._bundles.trust_domains():
             other = self._bundles.of(domain)
             if other is not None and other is not bundle and _path(leaf, others, other, now) is not None:
-                return "wrong-trust-domain"
-        return "no-path"
+                return "wrong-trust-domain", f" signed for {domain}"
+        return "no-path", ""
 
     def _require(self, switch: str, *, holds: bool) -> None:
         if not holds and switch not in self._allowed:
             raise _refusal(switch)
 
 
-def _refusal(rule: str) -> SvidInvalidError:
+def _refusal(rule: str, about: str = "") -> SvidInvalidError:
     text = _TEXTS.get(rule, "the URI SAN is not a SPIFFE ID")
-    return SvidInvalidError(f"Your SVID is refused: {text}.", reasons=(rule,))
+    refusal = SvidInvalidError(f"Your SVID is refused: {text}.", reasons=(rule,))
+    refusal.about = about
+    return refusal
 
 
 def _parse(chain: tuple[bytes, ...]) -> list[x509.Certificate]:

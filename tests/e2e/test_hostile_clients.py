@@ -189,7 +189,7 @@ def test_flood_of_bad_handshakes_is_shed_and_leaves_an_honest_client_unharmed(wo
     host, _, port = world.url.removeprefix("https://").partition(":")
     before = len(world.leaves())
     with subprocess.Popen(
-        [sys.executable, "-c", FLOOD, host, port, "5"], stdout=subprocess.PIPE, text=True, env=clean_environment()
+        [sys.executable, "-c", FLOOD, host, port, "12"], stdout=subprocess.PIPE, text=True, env=clean_environment()
     ) as flood:
         time.sleep(1)
         assert is_unharmed(world, calm)
