@@ -222,7 +222,7 @@ def _check(document: YamlDocument, config: Config) -> None:
     for name, token in config.hsm.tokens.items() if config.hsm else ():
         place = ("hsm", "tokens", name)
         _check_token(document, place, token.sockets)
-        _require(document, (*place, "deadline_ms"), "between 10 and 60000", holds=10 <= token.deadline_ms <= 60_000)
+        _require(document, (*place, "deadline_ms"), "between 10 and 9000", holds=10 <= token.deadline_ms <= 9_000)
 
 
 def _check_telemetry(document: YamlDocument, telemetry: TelemetryConfig) -> None:
@@ -248,7 +248,7 @@ def _check_authority(document: YamlDocument, authority: AuthorityConfig) -> None
     _require(document, (*top, "log"), "a name such as example.org/broker-1", holds=bool(_LOG_ORIGIN.fullmatch(authority.log)))
     for name, link in authority.tokens.items():
         _check_token(document, (*top, "tokens", name), link.sockets)
-        _require(document, (*top, "tokens", name, "deadline_ms"), "between 10 and 60000", holds=10 <= link.deadline_ms <= 60_000)
+        _require(document, (*top, "tokens", name, "deadline_ms"), "between 10 and 10000", holds=10 <= link.deadline_ms <= 10_000)
     for name, key in authority.keys.items():
         place = (*top, "keys", name)
         _require(document, place, "a key name is [a-z0-9][a-z0-9._-]{0,63}", holds=bool(KEY_NAME.fullmatch(name)))

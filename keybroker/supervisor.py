@@ -72,6 +72,7 @@ class _Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._pass_on_hang_up)
         for room in self._rooms:
             room.keeper = loop.create_task(self._keep(room))
         announcer = loop.create_task(self._announce())
@@ -101,6 +102,13 @@ class _Supervisor:
             pause = BACKOFF_SECONDS[min(room.deaths, len(BACKOFF_SECONDS)) - 1] if room.deaths else BACKOFF_SECONDS[0]
             _log.error("room ended", failed=room.name, status=status, again_in_s=pause)
             await asyncio.sleep(pause)
+
+    def _pass_on_hang_up(self) -> None:
+        """SIGHUP says to the hsm room that an operator has looked: each refused PIN gets one more attempt."""
+        for room in self._rooms:
+            if room.name == "hsm" and room.process is not None and room.process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    room.process.send_signal(signal.SIGHUP)
 
     async def _announce(self) -> None:
         """Say `ready` once, when the frontend says that the broker can sign."""

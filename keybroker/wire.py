@@ -157,9 +157,10 @@ class Link(Generic[Out, In]):
         answer_type: what comes back; paired with its request by id.
         max_bytes: the largest answer that is taken.
         on_change: called with True when the link is up and with False when it is lost.
+        on_answer: called with each answer, also with one that nobody waits for any more.
     """
 
-    RETRY_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.5)
+    RETRY_SECONDS = (0.02, 0.05, 0.1, 0.2)  # the last one again and again: it is time in which nobody is served
 
     def __init__(
         self,
@@ -168,12 +169,14 @@ class Link(Generic[Out, In]):
         answer_type: type[In],
         max_bytes: int,
         on_change: Callable[[bool, Exception | None], None] = lambda _up, _why: None,
+        on_answer: Callable[[In], None] = lambda _answer: None,
     ) -> None:
         self._path = path
         self._peer_uid = peer_uid
         self._type = answer_type
         self._max_bytes = max_bytes
         self._on_change = on_change
+        self._on_answer = on_answer
         self._channel: Channel[In, Out] | None = None
         self._waiting: dict[int, asyncio.Future[In]] = {}
         self._next_id = 0
@@ -267,6 +270,7 @@ class Link(Generic[Out, In]):
         self._on_change(True, None)  # noqa: FBT003  the callback's one argument is the fact itself
 
     def _on_frame(self, _channel: Channel[In, Out], frame: In) -> None:
+        self._on_answer(frame)
         future = self._waiting.get(frame.id)
         if future is not None and not future.done():
             future.set_result(frame)

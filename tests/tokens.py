@@ -3,22 +3,70 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from types import MappingProxyType
+from typing import Any, Self
 
 import yaml
 
-from keybroker.hsm.softhsm import make_token
+from keybroker.hsm.softhsm import make_token, module_path
 from keybroker.model.key import Algorithm
 from keybroker.model.task import MAX_RESULT_BYTES, AnyProduct, AnyWork, OpenKey, Probe, Result, SignTask, Task
 from keybroker.wire import FrameReader, frame_bytes
 from tests.worlds import PROGRAM, clean_environment, descendants, until
 
 SHIM = Path(__file__).with_name("pkcs11_shim.c")
+_serials = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Shim:
+    """A PKCS#11 module that obeys a file and counts every call; what it can do is written at the top of `pkcs11_shim.c`."""
+
+    directory: Path
+    module: Path
+
+    @classmethod
+    def make(cls, directory: Path, module: Path | None = None) -> Self:
+        """A shim with its own orders and counts; compiled, if no compiled one is given."""
+        directory.mkdir(parents=True, exist_ok=True)
+        shim = cls(directory, module or build_shim(directory))
+        (directory / "calls").mkdir()
+        shim.clear()
+        return shim
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For `module_environment`."""
+        names = {"MODULE": module_path(), "ORDERS": self.directory / "orders", "CALLS": self.directory / "calls"}
+        return {f"KEYBROKER_SHIM_{name}": str(path) for name, path in names.items()}
+
+    def order(self, *orders: str) -> None:
+        """From now on, these orders: `FUNCTION WHAT NUMBER COUNT`. None of them is spent yet."""
+        fresh = self.directory / "orders.new"
+        fresh.write_text("".join(f"{each} {next(_serials)}\n" for each in orders))
+        fresh.rename(self.directory / "orders")
+
+    def clear(self) -> None:
+        """From now on, do what the real module does."""
+        self.order()
+
+    def calls(self, function: str) -> int:
+        """How often a function was called, in all processes."""
+        try:
+            return (self.directory / "calls" / function).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def use_in(self, section: dict[str, Any]) -> None:
+        """Put this shim between a configured token and its SoftHSM."""
+        section["uri"] = section["uri"].replace(str(module_path()), str(self.module))
+        section["module_environment"] = section.get("module_environment", {}) | self.environment
 
 
 @dataclass(slots=True)
@@ -131,8 +179,14 @@ class WorkerConnection:
         return self.ask(Probe())
 
 
-def make_room(directory: Path, tokens: Mapping[str, Mapping[str, Algorithm]], workers: int = 1, deadline_ms: int = 5000) -> HsmRoom:
-    """Tokens with keys, and a configuration for `keybroker hsm`."""
+def make_room(
+    directory: Path,
+    tokens: Mapping[str, Mapping[str, Algorithm]],
+    workers: int = 1,
+    deadline_ms: int = 5000,
+    shims: Mapping[str, Shim] = MappingProxyType({}),
+) -> HsmRoom:
+    """Tokens with keys, and a configuration for `keybroker hsm`. A token that is named in `shims` is used through its shim."""
     sections, sockets = {}, {}
     for name, keys in tokens.items():
         home = directory / name
@@ -145,6 +199,8 @@ def make_room(directory: Path, tokens: Mapping[str, Mapping[str, Algorithm]], wo
             "deadline_ms": deadline_ms,
             "module_environment": {"SOFTHSM2_CONF": str(made.configuration)},
         }
+        if name in shims:
+            shims[name].use_in(sections[name])
     config_file = directory / "hsm.yaml"
     config_file.write_text(yaml.safe_dump({"hsm": {"tokens": sections}}))
     return HsmRoom(directory, config_file, sockets)
@@ -161,7 +217,7 @@ def served(room: HsmRoom) -> Iterator[HsmRoom]:
 
 
 def build_shim(directory: Path) -> Path:
-    """Compile the failing module; it wraps the one in KEYBROKER_SHIM_MODULE and obeys the file in KEYBROKER_SHIM_ORDERS."""
+    """Compile the failing module."""
     module = directory / "shim.so"
     command = ["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(module), str(SHIM), "-ldl"]
     subprocess.run(command, check=True, capture_output=True)

@@ -25,11 +25,16 @@ READY_SECONDS = 40
 
 @dataclass(slots=True)
 class World:
-    """A development world, and the broker that serves it, if one does."""
+    """A development world, and the broker that serves it, if one does.
+
+    Attributes:
+        before: a program, with its arguments, that starts the broker in its turn.
+    """
 
     directory: Path
     serving: subprocess.Popen[str] | None = None
     url: str = ""
+    before: list[str] = field(default_factory=list)
     log: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,7 +66,7 @@ class World:
     def start(self) -> None:
         """Serve, and wait for the `ready` line."""
         with self.log.open("a") as log:
-            command = [str(PROGRAM), "serve", "--config", str(self.config_file)]
+            command = [*self.before, str(PROGRAM), "serve", "--config", str(self.config_file)]
             self.serving = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=clean_environment())
         stdout = self.serving.stdout
         assert stdout is not None

@@ -19,6 +19,8 @@ from keybroker.model.record import Draft, KeyFacts, RecordKind
 from keybroker.model.task import KeyOpened, KeyRefused, OpenKey
 from keybroker.telemetry import logger
 
+_FAMILIES = frozenset(family.value for family in KeyFamily)
+
 _log = logger()
 
 
@@ -55,7 +57,7 @@ class Keyring:
         self._journal = journal
         self._clock = clock
         self._pins = {ref_of(pin.name, pin.version): pin for pin in pins}
-        self._refusals: dict[str, str] = {}
+        self._refusals: dict[tuple[str, str], str] = {}  # by worker and key version
         self._one_at_a_time = asyncio.Lock()  # two workers may show a new key at once: the first pins it, the second is compared
         self._entries = {name: self._entry(name, key) for name, key in config.keys.items()}
 
@@ -68,8 +70,11 @@ class Keyring:
         return sorted(self._entries)
 
     def refusals(self) -> dict[str, str]:
-        """Key versions that must not be used, with the rule that each breaks."""
-        return dict(self._refusals)
+        """Key versions that some worker must not use, with the rules that they break there."""
+        found: dict[str, dict[str, None]] = {}
+        for (_, ref), rule in self._refusals.items():
+            found.setdefault(ref, {})[rule] = None
+        return {ref: ", ".join(rules) for ref, rules in found.items()}
 
     def to_open(self) -> dict[str, tuple[OpenKey, ...]]:
         """For each token, what its workers have to find."""
@@ -80,17 +85,20 @@ class Keyring:
                 wanted.setdefault(key.token, []).append(task)
         return {token: tuple(tasks) for token, tasks in wanted.items()}
 
-    async def judge(self, token: str, found: KeyOpened | KeyRefused) -> bool:
+    async def judge(self, token: str, worker: str, found: KeyOpened | KeyRefused) -> bool:
         """Whether a worker may be asked to use what it found. Pins what is new; refuses, on record, what is wrong."""
         async with self._one_at_a_time:
             if isinstance(found, KeyRefused):
-                await self._refuse(token, found.ref, found.rule)
+                await self._refuse(token, worker, found.ref, found.rule)
+                return False
+            if found.family not in _FAMILIES:
+                await self._refuse(token, worker, found.ref, "key-unsupported")
                 return False
             pin = self._pins.get(found.ref) or await self._pin(token, found)
             if pin.spki != found.spki:
-                await self._refuse(token, found.ref, "key-is-not-the-pinned-one")
+                await self._refuse(token, worker, found.ref, "key-is-not-the-pinned-one")
                 return False
-            self._refusals.pop(found.ref, None)
+            self._refusals.pop((worker, found.ref), None)
             return True
 
     async def _pin(self, token: str, found: KeyOpened) -> Pin:
@@ -104,10 +112,12 @@ class Keyring:
         _log.info("key pinned", key=name, version=pin.version)
         return pin
 
-    async def _refuse(self, token: str, ref: str, rule: str) -> None:
-        if self._refusals.get(ref) == rule:
+    async def _refuse(self, token: str, worker: str, ref: str, rule: str) -> None:
+        """On record once, however many workers of the token find the same."""
+        is_news = all(each != rule for (_, refused), each in self._refusals.items() if refused == ref)
+        self._refusals[worker, ref] = rule
+        if not is_news:
             return
-        self._refusals[ref] = rule
         _log.error("key refused", key=ref, token=token, rule=rule)
         await self._journal.write(
             Entry(Draft(kind=RecordKind.SECURITY, body={"event": "key-refused", "detail": f"{ref}: {rule}", "count": 1}))

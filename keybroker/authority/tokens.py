@@ -1,7 +1,11 @@
 """The way from the authority to the tokens: one link per worker, and a pool of links per token.
 
-A worker is in service when it has shown its token and judged every key configured there. One whose signature did not verify is
-out of service for a while: it may be broken, or not ours any more.
+A worker is in service when it has shown its token and the keys configured there have been judged. It is out of service, and
+requests go elsewhere or are refused at once, from the moment it says that its session is lost, the connection breaks, it lets a request
+time out without a word, or a signature of its does not verify; it is back when it has been asked for token and keys anew.
+
+A worker does its tasks in the order in which they were sent, and answers each before it begins the next. So when it goes away, only
+the oldest task without an answer can have been begun; the others were certainly not, and another worker may do them.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from keybroker.config import TokenLink
-from keybroker.errors import AuditUnavailableError, HsmUnavailableError, OverloadedError, RoomUnavailableError
+from keybroker.errors import AuditUnavailableError, HsmUnavailableError, OverloadedError, RoomUnavailableError, WireError
 from keybroker.model.key import Algorithm
 from keybroker.model.record import TokenFacts
 from keybroker.model.task import (
@@ -23,6 +27,7 @@ from keybroker.model.task import (
     AnyWork,
     KeyOpened,
     KeyRefused,
+    NeedsOperator,
     OpenKey,
     Probe,
     RawSignature,
@@ -38,12 +43,15 @@ from keybroker.wire import Link
 MAX_TASKS_PER_WORKER = 1024
 DISTRUST_SECONDS = 30.0
 _OPEN_SECONDS = 10.0
-_RETRY_SECONDS = 0.5
+_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.5, 4.0
 
 _log = logger()
 
-Judge = Callable[[str, KeyOpened | KeyRefused], Awaitable[bool]]
-"""Told what a worker of a token found for a key; says whether it may be used there."""
+Judge = Callable[[str, str, KeyOpened | KeyRefused], Awaitable[bool]]
+"""Told what a worker found for a key (token, worker, what); says whether it may be used there."""
+
+Note = Callable[[str, str], None]
+"""Told of a security event: its stable name, and which one."""
 
 
 class SigningFailedError(Exception):
@@ -52,12 +60,14 @@ class SigningFailedError(Exception):
     Attributes:
         ckr: what PKCS#11 said, `timeout`, or `worker-lost`.
         may_have_signed: whether a signature may exist all the same.
+        is_session_lost: whether the worker is to blame, so that another may do better.
     """
 
-    def __init__(self, ckr: str, *, may_have_signed: bool) -> None:
+    def __init__(self, ckr: str, *, may_have_signed: bool, is_session_lost: bool = False) -> None:
         super().__init__(ckr)
         self.ckr = ckr
         self.may_have_signed = may_have_signed
+        self.is_session_lost = is_session_lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,22 +99,32 @@ class Tokens(Protocol):
 class Worker:
     """One hsm worker as the authority sees it: a link, and which keys it may be asked to use."""
 
-    def __init__(self, name: str, token: str, link: TokenLink, index: int, keys: tuple[OpenKey, ...], judge: Judge) -> None:
+    def __init__(self, name: str, token: str, link: TokenLink, index: int, keys: tuple[OpenKey, ...], judge: Judge, note: Note) -> None:
         self.name = name
         self.facts = TokenFacts("", "")
+        self.trouble = "not connected"
         self._token = token
         self._keys = keys
         self._judge = judge
-        self._deadline_s = link.deadline_ms / 1000
+        self._note = note
+        self._watchdog_s = 0.0
         self._usable: frozenset[str] = frozenset()
         self._distrusted_until = 0.0
+        self._is_silent = False
         self._opening: asyncio.Task[None] | None = None
-        self._link = Link[Task, Result](link.sockets[index], uid_of(link.hsm_user), Result, MAX_RESULT_BYTES, self._on_change)
+        self._answers = 0
+        self._unanswered: dict[int, None] = {}  # ids of this connection's tasks, in the order in which they are done
+        self._has_ended = False  # it has said that it begins no other task
+        self._is_broken_off = False  # by us, so that it may have begun what it had not answered
+        self._begun_up_to = 0  # the last task that a lost connection may have begun
+        self._link = Link[Task, Result](
+            link.sockets[index], uid_of(link.hsm_user), Result, MAX_RESULT_BYTES, self._on_change, self._on_answer
+        )
 
     @property
     def is_in_service(self) -> bool:
         """Whether requests may be sent here now."""
-        return bool(self.facts.serial or self.facts.label) and time.monotonic() >= self._distrusted_until
+        return bool(self.facts.serial or self.facts.label) and not self._is_silent
 
     @property
     def load(self) -> int:
@@ -121,90 +141,179 @@ class Worker:
 
     async def stop(self) -> None:
         """Disconnect for good."""
+        self._begun_up_to = max(self._unanswered, default=self._begun_up_to)
         await self._link.stop()
+        self._leave_service("stopped")
 
     def distrust(self) -> None:
-        """Take the worker out of service for a while: it returned a signature that does not verify."""
+        """Take the worker out of service for a while, then ask it for token and keys anew: its signature does not verify."""
+        self._leave_service("returned a signature that does not verify")
         self._distrusted_until = time.monotonic() + DISTRUST_SECONDS
+        self._begin_to_open()
 
-    async def sign(self, ref: str, algorithm: Algorithm, data: bytes) -> TokenSignature:
-        """Ask for a signature.
+    async def sign(self, ref: str, algorithm: Algorithm, data: bytes, deadline_s: float) -> TokenSignature:
+        """Ask for a signature, and wait for it so many seconds.
 
         Raises:
             SigningFailedError: there is none.
         """
+        started, answers = time.monotonic(), self._answers
         try:
-            product = await self._ask(SignTask(ref, algorithm, data), self._deadline_s)
+            product = await self._ask(SignTask(ref, algorithm, data), deadline_s)
+        except _NotBegunError as err:
+            raise SigningFailedError("worker-lost", may_have_signed=False, is_session_lost=True) from err
         except RoomUnavailableError as err:
-            # The connection broke under way: the task may have been done, and nobody will ever say.
-            raise SigningFailedError("worker-lost", may_have_signed=True) from err
+            # It may have been done, and nobody will ever say. After so long a wait, it was the watchdog that ended the worker.
+            is_timeout = 0 < self._watchdog_s <= time.monotonic() - started
+            raise SigningFailedError("timeout" if is_timeout else "worker-lost", may_have_signed=True) from err
         except TimeoutError as err:
+            if self._answers == answers and not self._is_silent:
+                self._is_silent = True
+                _log.error("worker does not answer", worker=self.name)
             raise SigningFailedError("timeout", may_have_signed=True) from err
         match product:
             case RawSignature(signature, busy_ns):
                 return TokenSignature(signature, self.facts, self.name, busy_ns)
-            case TaskFailed(ckr, may_have_signed):
-                raise SigningFailedError(ckr, may_have_signed=may_have_signed)
+            case TaskFailed(ckr, may_have_signed, is_session_lost):
+                raise SigningFailedError(ckr, may_have_signed=may_have_signed, is_session_lost=is_session_lost)
             case _:
                 raise SigningFailedError("wrong-product", may_have_signed=True)
 
     async def _ask(self, work: AnyWork, deadline_s: float) -> AnyProduct:
-        return (await self._link.ask(lambda number: Task(number, work), deadline_s)).product
+        """The answer to one task.
+
+        Raises:
+            _NotBegunError: the worker is away, and has not begun it.
+            RoomUnavailableError: the worker went away, and may have begun it.
+            TimeoutError: no answer in time; it may still do it.
+        """
+        sent = 0
+
+        def build(number: int) -> Task:
+            nonlocal sent
+            sent = number
+            self._unanswered[number] = None
+            return Task(number, work)
+
+        try:
+            return (await self._link.ask(build, deadline_s)).product
+        except RoomUnavailableError as err:
+            if sent == 0 or sent > self._begun_up_to:
+                raise _NotBegunError(str(err)) from err
+            raise
+
+    def _on_answer(self, result: Result) -> None:
+        self._answers += 1
+        self._is_silent = False
+        self._unanswered.pop(result.id, None)
+        product = result.product
+        if isinstance(product, TaskFailed) and product.is_session_lost:
+            self._has_ended = True
+            self._leave_service(f"lost its session: {product.ckr}")
 
     def _on_change(self, is_up: bool, why: Exception | None) -> None:  # noqa: FBT001  the callback's one argument is the fact itself
+        if self._unanswered and not self._has_ended:
+            # Where we ended it, there may be answers that we have not read.
+            is_ours = self._is_broken_off or isinstance(why, WireError)
+            self._begun_up_to = max(self._unanswered) if is_ours else min(self._unanswered)
+        if not self._has_ended:
+            self._leave_service("not connected")
+        self._unanswered.clear()
+        self._has_ended = self._is_broken_off = self._is_silent = False
+        if is_up:
+            self._begin_to_open()
+        else:
+            self._stop_opening()
+            _log.warning("worker lost", worker=self.name, why=str(why or "closed"))
+
+    def _leave_service(self, why: str) -> None:
+        self._usable = frozenset()
+        self.facts = TokenFacts("", "")
+        self.trouble = why
+
+    def _stop_opening(self) -> None:
         if self._opening is not None:
             self._opening.cancel()
             self._opening = None
-        self._usable = frozenset()
-        self.facts = TokenFacts("", "")
-        if is_up:
-            self._opening = asyncio.get_running_loop().create_task(self._open())
-        else:
-            _log.warning("worker lost", worker=self.name, why=str(why or "closed"))
+
+    def _begin_to_open(self) -> None:
+        self._stop_opening()
+        self._opening = asyncio.get_running_loop().create_task(self._open())
 
     async def _open(self) -> None:
         """Learn which token this is, and have each configured key found and judged, before any use."""
+        await asyncio.sleep(max(0.0, self._distrusted_until - time.monotonic()))
         try:
-            product = await self._ask(Probe(), _OPEN_SECONDS)
-            if not isinstance(product, Alive):
-                raise RoomUnavailableError("the worker has no session")
-            usable: set[str] = set()
-            for key in self._keys:
-                found = await self._ask(key, _OPEN_SECONDS)
-                if isinstance(found, KeyOpened | KeyRefused) and await self._judge(self._token, found):
-                    usable.add(key.ref)
+            match await self._ask(Probe(), _OPEN_SECONDS):
+                case Alive(serial, label, _, deadline_ms):
+                    self._watchdog_s = deadline_ms / 1000
+                    await self._open_keys(TokenFacts(serial, label))
+                case NeedsOperator(reason):
+                    self.trouble = f"needs an operator: {reason}"  # the room puts a worker in its place when one has looked
+                    self._note("token-needs-operator", f"{self._token}: {reason}")
+                case _:
+                    raise RoomUnavailableError("the worker has no session")
         except (RoomUnavailableError, TimeoutError, AuditUnavailableError) as err:
             _log.warning("worker not usable", worker=self.name, why=str(err) or "timeout")
+            self._leave_service(str(err) or "does not answer")
             await asyncio.sleep(_RETRY_SECONDS)
+            self._is_broken_off = True
             self._link.break_off()
-            return
-        self._usable = frozenset(usable)
-        self.facts = TokenFacts(product.serial, product.label)
-        _log.info("worker in service", worker=self.name, keys=len(usable))
+
+    async def _open_keys(self, facts: TokenFacts) -> None:
+        """Into service with the keys that can be used; where the token failed, look again until it lets us."""
+        waiting, usable, pause = list(self._keys), set[str](), _RETRY_SECONDS
+        while True:
+            unseen: list[OpenKey] = []
+            for key in waiting:
+                found = await self._ask(key, _OPEN_SECONDS)
+                if isinstance(found, KeyOpened | KeyRefused) and found.ref != key.ref:
+                    raise RoomUnavailableError("the worker answers for another key")
+                if isinstance(found, TaskFailed):
+                    unseen.append(key)
+                    found = KeyRefused(key.ref, found.ckr, "the token could not look for the key")
+                if isinstance(found, KeyOpened | KeyRefused) and await self._judge(self._token, self.name, found):
+                    usable.add(key.ref)
+            self._usable = frozenset(usable)
+            if not self.is_in_service:
+                self.facts, self.trouble = facts, ""
+                _log.info("worker in service", worker=self.name, keys=len(usable))
+            if not unseen:
+                return
+            waiting = unseen
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _MAX_RETRY_SECONDS)
+
+
+class _NotBegunError(RoomUnavailableError):
+    """The worker went away, or was away, and had certainly not begun this task."""
 
 
 class TokenPool:
     """All workers of all tokens."""
 
-    def __init__(self, workers: dict[str, tuple[Worker, ...]]) -> None:
+    def __init__(self, workers: dict[str, tuple[Worker, ...]], deadlines_s: dict[str, float]) -> None:
         self._workers = workers
+        self._deadlines_s = deadlines_s
 
     @classmethod
-    def of(cls, links: dict[str, TokenLink], keys: dict[str, tuple[OpenKey, ...]], judge: Judge) -> TokenPool:
+    def of(cls, links: dict[str, TokenLink], keys: dict[str, tuple[OpenKey, ...]], judge: Judge, note: Note) -> TokenPool:
         """One worker per configured socket.
 
         Args:
             links: by token name.
             keys: by token name, what to open there.
             judge: asked about each key that a worker has found or refused.
+            note: told of a token that needs an operator.
         """
         return cls(
             {
                 token: tuple(
-                    Worker(f"{token}-{index}", token, link, index, keys.get(token, ()), judge) for index in range(len(link.sockets))
+                    Worker(f"{token}-{index}", token, link, index, keys.get(token, ()), judge, note) for index in range(len(link.sockets))
                 )
                 for token, link in links.items()
-            }
+            },
+            {token: link.deadline_ms / 1000 for token, link in links.items()},
         )
 
     def start(self) -> None:
@@ -221,6 +330,14 @@ class TokenPool:
         """For each token: workers in service, workers configured."""
         return {token: (sum(worker.is_in_service for worker in workers), len(workers)) for token, workers in self._workers.items()}
 
+    def troubles(self) -> dict[str, str]:
+        """For each token with workers out of service: why, in words."""
+        found = {
+            token: dict.fromkeys(worker.trouble for worker in workers if not worker.is_in_service)
+            for token, workers in self._workers.items()
+        }
+        return {token: ", ".join(reasons) for token, reasons in found.items() if reasons}
+
     def is_available(self, token: str, ref: str) -> bool:
         """Whether any worker could use this key now."""
         return any(worker.can_use(ref) for worker in self._workers[token])
@@ -232,17 +349,18 @@ class TokenPool:
             HsmUnavailableError, OverloadedError: no worker was asked.
             SigningFailedError: one was asked, and there is no signature.
         """
+        started, deadline_s = time.monotonic(), self._deadlines_s[token]
         worker = self._choose(token, ref, frozenset())
         try:
-            return await worker.sign(ref, algorithm, data)
+            return await worker.sign(ref, algorithm, data, deadline_s)
         except SigningFailedError as err:
-            if err.may_have_signed or not err.ckr.startswith(_SESSION_TROUBLE):
+            if err.may_have_signed or not err.is_session_lost:
                 raise
             try:
                 other = self._choose(token, ref, frozenset({worker}))
             except (HsmUnavailableError, OverloadedError):
                 raise err from None
-            return await other.sign(ref, algorithm, data)
+            return await other.sign(ref, algorithm, data, deadline_s - (time.monotonic() - started))
 
     def distrust(self, worker: str) -> None:
         """Take a worker out of service for a while."""
@@ -261,15 +379,3 @@ class TokenPool:
 
     def _all(self) -> list[Worker]:
         return [worker for workers in self._workers.values() for worker in workers]
-
-
-# Return codes that blame the session, not the request: another session may do better.
-_SESSION_TROUBLE = (
-    "CKR_SESSION",
-    "CKR_USER_NOT_LOGGED_IN",
-    "CKR_OBJECT_HANDLE",
-    "CKR_KEY_HANDLE",
-    "CKR_DEVICE",
-    "CKR_OPERATION_ACTIVE",
-    "CKR_TOKEN",
-)

@@ -5,6 +5,7 @@ Every token is looked at in a child process, as a worker would: the module is fo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 from keybroker import config as configuration
 from keybroker.config import Config, HsmConfig, KeyConfig, TokenConfig
 from keybroker.errors import KeyBrokerError
-from keybroker.hsm.pkcs11_token import Pkcs11Token
+from keybroker.hsm.pkcs11_token import CallError, Pkcs11Token, ckr_name
 from keybroker.model.task import KeyRefused, OpenKey
 
 _SECONDS = 60
@@ -53,10 +54,16 @@ def _of_token(name: str, token: TokenConfig, keys: dict[str, KeyConfig]) -> list
     found = []
     for key_name, key in keys.items():
         for version in key.versions if key.token == name else ():
-            product = session.open_key(OpenKey(f"{key_name}/{version.version}", version.object, bytes.fromhex(version.id)))
+            wanted = OpenKey(f"{key_name}/{version.version}", version.object, bytes.fromhex(version.id))
+            try:
+                product = session.open_key(wanted)
+            except CallError as err:
+                found.append(f"key {wanted.ref}: the token could not look for it: {ckr_name(err)}")
+                continue
             if isinstance(product, KeyRefused):
                 found.append(f"key {product.ref}: {product.rule}: {product.cure}")
-    session.close()
+    with contextlib.suppress(CallError):
+        session.close()
     return found
 
 

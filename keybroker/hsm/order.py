@@ -15,7 +15,15 @@ from keybroker.model.pkcs11_uri import Pkcs11Uri
 EXIT_PIN_REFUSED = 64
 EXIT_TOKEN = 65
 EXIT_SESSION_LOST = 66
-READY = b"logged in\n"
+EXIT_LOGIN = 67
+ENDINGS = {
+    EXIT_PIN_REFUSED: "the token refused the PIN",
+    EXIT_TOKEN: "no such token",
+    EXIT_SESSION_LOST: "the session was lost",
+    EXIT_LOGIN: "no session",
+}
+READY = b"ready\n"
+REFUSED = b"refused "
 
 _CLOCK = struct.Struct("Q")
 
@@ -29,6 +37,9 @@ class WorkerOrder(msgspec.Struct, frozen=True):
         authority_uid: the only user that is heard.
         environment: variables that the module reads its configuration from.
         busy_fd: descriptor of the shared page.
+        deadline_ms: a call that takes longer ends with this worker's death.
+        is_careful: the attempt before this one failed.
+        needs_operator: why nobody may log in now; then the worker touches no token, and only tells the authority so. Empty to work.
     """
 
     parent: int
@@ -37,6 +48,9 @@ class WorkerOrder(msgspec.Struct, frozen=True):
     authority_uid: int
     environment: dict[str, str]
     busy_fd: int
+    deadline_ms: int
+    is_careful: bool = False
+    needs_operator: str = ""
 
     @classmethod
     def from_bytes(cls, data: bytes) -> WorkerOrder:

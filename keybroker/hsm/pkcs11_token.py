@@ -5,17 +5,19 @@ One process, one thread, one session: python-pkcs11 initialises the module witho
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
 import pkcs11
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from pkcs11 import MGF, Attribute, KeyType, Mechanism, ObjectClass
+from pkcs11 import MGF, Attribute, KeyType, Mechanism, ObjectClass, TokenFlag
 from pkcs11 import exceptions as ckr
 from pkcs11.util.ec import encode_named_curve_parameters
 
 from keybroker.errors import TokenError
+from keybroker.hsm import return_codes
 from keybroker.hsm.pin import Pin
 from keybroker.model.key import Algorithm, KeyFamily
 from keybroker.model.pkcs11_uri import Pkcs11Uri
@@ -41,19 +43,41 @@ _DIGEST_INFO = {  # RFC 8017 section 9.2, note 1: what PKCS#1 v1.5 puts before t
     Algorithm.RS384: bytes.fromhex("3041300d060960864801650304020205000430"),
     Algorithm.RS512: bytes.fromhex("3051300d060960864801650304020305000440"),
 }
-_PIN_TROUBLE = (ckr.PinIncorrect, ckr.PinLocked, ckr.PinExpired, ckr.PinInvalid, ckr.PinLenRange, ckr.UserPinNotInitialized)
-_SESSION_TROUBLE = (
-    ckr.SessionHandleInvalid, ckr.SessionClosed, ckr.UserNotLoggedIn, ckr.ObjectHandleInvalid, ckr.KeyHandleInvalid, ckr.OperationActive,
-    ckr.DeviceError, ckr.DeviceMemory, ckr.DeviceRemoved, ckr.TokenNotPresent, ckr.TokenNotRecognised, ckr.SessionCount,
-)  # fmt: skip
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _HEX = re.compile(r"0x[0-9a-f]+")
+_ODD_NAMES = {  # exceptions that are not called what PKCS#11 calls the code
+    "AnotherUserAlreadyLoggedIn": "CKR_USER_ANOTHER_ALREADY_LOGGED_IN",
+    "FunctionCancelled": "CKR_FUNCTION_CANCELED",
+    "SessionReadWriteSOExists": "CKR_SESSION_READ_WRITE_SO_EXISTS",
+    "SlotIDInvalid": "CKR_SLOT_ID_INVALID",
+    "TokenNotRecognised": "CKR_TOKEN_NOT_RECOGNIZED",
+}
+_TEXTS = {  # codes that have a text instead of an exception
+    "Buffer was too small": "CKR_BUFFER_TOO_SMALL",
+    "(already initialized)": "CKR_CRYPTOKI_ALREADY_INITIALIZED",
+    "(not initialized)": "CKR_CRYPTOKI_NOT_INITIALIZED",
+    "Parallel not supported": "CKR_SESSION_PARALLEL_NOT_SUPPORTED",
+    "User type invalid": "CKR_USER_TYPE_INVALID",
+}
+_ATTEMPTS_SPENT = TokenFlag.USER_PIN_COUNT_LOW | TokenFlag.USER_PIN_FINAL_TRY | TokenFlag.USER_PIN_LOCKED
 
 CallError = pkcs11.PKCS11Error  # what a call into a token raises; `failure_of` says what it means
 
 
 class PinRefusedError(TokenError):
-    """The token refused the PIN. Trying again could lock it, so an operator has to look first."""
+    """The token refused the PIN. Trying again could lock it, so an operator has to look first.
+
+    Attributes:
+        reason: in one word, for the record.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the token refused the PIN ({reason}); mend the PIN file, then send the hsm room SIGHUP: it tries once more")
+        self.reason = reason
+
+
+class LoginFailedError(TokenError):
+    """No session, for another reason than the PIN, as far as the token says."""
 
 
 class Pkcs11Token:
@@ -65,24 +89,35 @@ class Pkcs11Token:
         self._keys: dict[str, Any] = {}
 
     @classmethod
-    def log_in(cls, uri: Pkcs11Uri, *, can_write: bool = False) -> Pkcs11Token:
+    def log_in(cls, uri: Pkcs11Uri, *, can_write: bool = False, is_careful: bool = False) -> Pkcs11Token:
         """Load the module, find the one token that the URI names, and log in: one attempt.
 
+        Args:
+            uri: the token.
+            can_write: open a session that can write.
+            is_careful: the attempt before this one failed. Do not try where the token says that wrong PINs have been counted:
+                some modules report a wrong PIN as something else, and trying again and again would lock the token.
+
         Raises:
-            PinRefusedError: the token refused the PIN.
+            PinRefusedError: the token refused the PIN, or might have.
+            LoginFailedError: the token did not give a session.
             TokenError: anything else that is wrong with module or token.
             ConfigError: the PIN file cannot be used.
         """
         pin = Pin.load(uri.pin_file)
         try:
             token = _find(pkcs11.lib(str(uri.module_path)), uri)
+        except RuntimeError as err:  # PKCS11Error is one
+            raise TokenError(f"{uri.module_path}: {ckr_name(err)}") from err
+        if is_careful and token.flags & _ATTEMPTS_SPENT:
+            raise PinRefusedError("attempts-spent")
+        try:
             return cls(token, token.open(rw=can_write, user_pin=pin.text))
-        except _PIN_TROUBLE as err:
-            msg = f"the token refused the PIN ({ckr_name(err)}); mend the PIN file, then restart the hsm room: it tries only once"
-            raise PinRefusedError(msg) from err
-        except (pkcs11.PKCS11Error, RuntimeError) as err:
-            msg = f"{uri.module_path}: {ckr_name(err)}"
-            raise TokenError(msg) from err
+        except RuntimeError as err:
+            name = ckr_name(err)
+            if name in return_codes.PIN_REFUSED:
+                raise PinRefusedError(name) from err
+            raise LoginFailedError(f"no session: {name}") from err
 
     def probe(self) -> Alive:
         """One cheap call into the token.
@@ -90,11 +125,17 @@ class Pkcs11Token:
         Raises:
             pkcs11.PKCS11Error: the session is not alive.
         """
-        self._session.generate_random(64)
+        with contextlib.suppress(ckr.RandomNoRNG, ckr.FunctionNotSupported):  # it answers, it just has no generator
+            self._session.generate_random(64)
         return Alive(_text(self._token.serial), _text(self._token.label), len(self._keys))
 
     def open_key(self, wanted: OpenKey) -> KeyOpened | KeyRefused:
-        """Find a private key and judge it; it can be used only if it was opened."""
+        """Find a private key and judge it; it can be used only if it was opened.
+
+        Raises:
+            pkcs11.PKCS11Error: the token did not let us look; nothing is known of the key.
+        """
+        self._keys.pop(wanted.ref, None)
         template: dict[Attribute, Any] = {Attribute.CLASS: ObjectClass.PRIVATE_KEY}
         if wanted.label:
             template[Attribute.LABEL] = wanted.label
@@ -174,36 +215,53 @@ class Pkcs11Token:
 def ckr_name(err: BaseException) -> str:
     """The name that PKCS#11 gives a failure, `CKR_...`; the number in hex where it has none."""
     if isinstance(err, pkcs11.PKCS11Error) and type(err) is not pkcs11.PKCS11Error:
-        return "CKR_" + _WORD.sub("_", type(err).__name__).upper()
-    number = _HEX.search(str(err))
-    return number[0] if number else str(err) or type(err).__name__
+        name = type(err).__name__
+        return _ODD_NAMES.get(name) or "CKR_" + _WORD.sub("_", name).upper()
+    text = str(err)
+    for part, name in _TEXTS.items():
+        if part in text:
+            return name
+    number = _HEX.search(text)
+    if number:
+        return return_codes.NAMES.get(int(number[0], 16), number[0])
+    return text[:64] or type(err).__name__
 
 
 def failure_of(err: pkcs11.PKCS11Error) -> TaskFailed:
-    """A failed call, as the authority needs to know it.
+    """A failed call, as the authority needs to know it. Codes that blame session or device end this worker, so that a fresh one logs in."""
+    name = ckr_name(err)
+    may_have_signed = name not in return_codes.NOTHING_SIGNED and not _failed_before_signing(err)
+    return TaskFailed(name, may_have_signed=may_have_signed, is_session_lost=name in return_codes.SESSION_LOST)
 
-    Most codes become one thing, "it failed and may have signed": a module is free to answer CKR_GENERAL_ERROR or a code of its
-    vendor after the work is done, and a use that may have happened must count as one. Only codes that a module gives before it
-    touches the key say that nothing was signed. Codes that blame session or device end this worker, so that a fresh one logs in.
+
+def _failed_before_signing(err: BaseException) -> bool:
+    """Whether C_SignInit failed, so that C_Sign was not called.
+
+    python-pkcs11 makes both calls in one, and only the traceback says which of them it was. If a later version has other
+    names, nothing is found, and the use counts as one that may have happened.
     """
-    is_session_lost = isinstance(err, _SESSION_TROUBLE)
-    is_refused_before = isinstance(
-        err,
-        (
-            ckr.SessionHandleInvalid, ckr.SessionClosed, ckr.UserNotLoggedIn, ckr.ObjectHandleInvalid, ckr.KeyHandleInvalid,
-            ckr.OperationActive, ckr.MechanismInvalid, ckr.MechanismParamInvalid, ckr.DataLenRange, ckr.DataInvalid,
-            ckr.KeyTypeInconsistent, ckr.KeySizeRange, ckr.TokenNotPresent, ckr.ArgumentsBad,
-        ),
-    )  # fmt: skip
-    return TaskFailed(ckr_name(err), may_have_signed=not is_refused_before, is_session_lost=is_session_lost)
+    frame = err.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_name.rpartition(".")[2] == "_initiate":
+            return True
+        frame = frame.tb_next
+    return False
 
 
 def _find(library: Any, uri: Pkcs11Uri) -> Any:
-    found = [token for token in library.get_tokens() if _matches(token, uri)]
+    """The one token that a URI names. A slot that cannot be read is passed over: it may be another token's."""
+    found, trouble = [], ""
+    for slot in library.get_slots(token_present=True):
+        try:
+            token = slot.get_token()
+        except pkcs11.PKCS11Error as err:
+            trouble = f" (and a slot answers {ckr_name(err)})"
+            continue
+        if _matches(token, uri):
+            found.append(token)
     if len(found) != 1:
         count = "no token" if not found else f"{len(found)} tokens"
-        msg = f"{count} of {uri.module_path} match the URI; name exactly one, by `token` or `serial`"
-        raise TokenError(msg)
+        raise TokenError(f"{count} of {uri.module_path} match the URI; name exactly one, by `token` or `serial`{trouble}")
     return found[0]
 
 
@@ -223,10 +281,10 @@ def _text(shown: Any) -> str:
 
 
 def _attribute(key: Any, attribute: Attribute) -> Any:
-    """An attribute, or None where the token does not know it or does not tell."""
+    """An attribute, or None where the token does not know it or does not tell. Any other failure says nothing about the key."""
     try:
         return key[attribute]
-    except pkcs11.PKCS11Error:
+    except (ckr.AttributeTypeInvalid, ckr.AttributeSensitive):
         return None
 
 
@@ -264,7 +322,7 @@ def _opened(ref: str, key: Any, public: Any) -> KeyOpened | KeyRefused:
         if kind == KeyType.EC_EDWARDS and parameters in _ED25519_PARAMETERS:
             spki = ed25519.Ed25519PublicKey.from_public_bytes(_octets(point)).public_bytes(*_SPKI)
             return KeyOpened(ref, KeyFamily.ED25519.value, 256, spki)
-    except (pkcs11.PKCS11Error, ValueError):
+    except (ckr.AttributeTypeInvalid, ckr.AttributeSensitive, ValueError):
         return KeyRefused(ref, "key-no-public-half", "the token's public key object cannot be read")
     return KeyRefused(ref, "key-unsupported", "use RSA of 2048 to 4096 bits, P-256, P-384, P-521 or Ed25519")
 

@@ -6,6 +6,7 @@ time at which the call into the module began, or zero. A call that hangs cannot 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -14,21 +15,50 @@ import time
 from pathlib import Path
 from types import FrameType
 
+import msgspec
+
 from keybroker.errors import ConfigError, TokenError, WireError
-from keybroker.hsm.order import EXIT_PIN_REFUSED, EXIT_SESSION_LOST, EXIT_TOKEN, READY, BusyClock, WorkerOrder
-from keybroker.hsm.pkcs11_token import CallError, PinRefusedError, Pkcs11Token, failure_of
-from keybroker.model.task import MAX_TASK_BYTES, AnyProduct, OpenKey, Probe, RawSignature, Result, SignTask, Task, TaskFailed
+from keybroker.hsm.order import EXIT_LOGIN, EXIT_PIN_REFUSED, EXIT_SESSION_LOST, EXIT_TOKEN, READY, REFUSED, BusyClock, WorkerOrder
+from keybroker.hsm.pkcs11_token import CallError, LoginFailedError, PinRefusedError, Pkcs11Token, failure_of
+from keybroker.hsm.return_codes import REQUEST_REFUSED
+from keybroker.model.task import (
+    MAX_TASK_BYTES,
+    AnyProduct,
+    NeedsOperator,
+    OpenKey,
+    Probe,
+    RawSignature,
+    Result,
+    SignTask,
+    Task,
+    TaskFailed,
+)
 from keybroker.process import die_with_parent, harden
+from keybroker.sandbox import Sandbox
 from keybroker.wire import BlockingChannel, bind, peer_uid
+
+MAX_FAILURES = 3
+"""Signatures that may fail in a row, whatever the code says, before a fresh session takes this one's place."""
+
+
+# The module is foreign code that needs files, and perhaps its HSM over the network; it needs no programs and no port of its own.
+_WALLS = Sandbox(reads=(Path("/"),), writes=(Path("/"),), connects=None)
 
 
 class Worker:
-    """Does tasks in order, one connection at a time."""
+    """Does tasks in order, one connection at a time.
 
-    def __init__(self, token: Pkcs11Token, busy: BusyClock, authority_uid: int) -> None:
+    Args:
+        token: logged in; None where nobody may log in.
+        busy: the shared page.
+        order: what the room said.
+    """
+
+    def __init__(self, token: Pkcs11Token | None, busy: BusyClock, order: WorkerOrder) -> None:
         self._token = token
         self._busy = busy
-        self._authority_uid = authority_uid
+        self._order = order
+        self._failures = 0
         self._is_stopping = False
         self._is_session_lost = False
         self._is_waiting = False
@@ -47,7 +77,7 @@ class Worker:
                 connection, _ = listener.accept()
                 self._is_waiting = False
                 with connection:
-                    if peer_uid(connection) == self._authority_uid:
+                    if peer_uid(connection) == self._order.authority_uid:
                         self._serve_one(connection)
         except InterruptedError:
             pass
@@ -68,25 +98,37 @@ class Worker:
             return  # the authority has gone, or is not one: the next connection starts afresh
 
     def _do(self, task: Task) -> AnyProduct:
+        if self._token is None:
+            return NeedsOperator(self._order.needs_operator)
         self._busy.begin()
         try:
             match task.work:
-                case SignTask(ref, algorithm, data):
-                    started = time.perf_counter_ns()
-                    signature = self._token.sign(ref, algorithm, data)
-                    return RawSignature(signature, time.perf_counter_ns() - started)
+                case SignTask():
+                    return self._sign(self._token, task.work)
                 case OpenKey():
                     return self._token.open_key(task.work)
                 case Probe():
-                    return self._token.probe()
+                    return msgspec.structs.replace(self._token.probe(), deadline_ms=self._order.deadline_ms)
+        except CallError as err:
+            failed = failure_of(err)
+            self._is_session_lost = failed.is_session_lost
+            return TaskFailed(failed.ckr, may_have_signed=False, is_session_lost=failed.is_session_lost)
+        finally:
+            self._busy.end()
+
+    def _sign(self, token: Pkcs11Token, task: SignTask) -> RawSignature | TaskFailed:
+        started = time.perf_counter_ns()
+        try:
+            signature = token.sign(task.ref, task.algorithm, task.data)
         except KeyError:
             return TaskFailed("key-not-open", may_have_signed=False, is_session_lost=False)
         except CallError as err:
             failed = failure_of(err)
-            self._is_session_lost = failed.is_session_lost
-            return failed
-        finally:
-            self._busy.end()
+            self._failures += failed.ckr not in REQUEST_REFUSED
+            self._is_session_lost = failed.is_session_lost or self._failures >= MAX_FAILURES
+            return TaskFailed(failed.ckr, may_have_signed=failed.may_have_signed, is_session_lost=self._is_session_lost)
+        self._failures = 0
+        return RawSignature(signature, time.perf_counter_ns() - started)
 
 
 def main() -> int:
@@ -94,27 +136,37 @@ def main() -> int:
     harden()
     order = WorkerOrder.from_bytes(sys.stdin.buffer.read())
     die_with_parent(order.parent)
+    _WALLS.enter()
     os.environ.update(order.environment)
     busy = BusyClock(order.busy_fd)
     busy.begin()  # a module that hangs at C_Initialize or C_Login is seen too
     try:
-        token = Pkcs11Token.log_in(order.uri)
+        token = None if order.needs_operator else Pkcs11Token.log_in(order.uri, is_careful=order.is_careful)
     except PinRefusedError as err:
         sys.stderr.write(f"hsm: {err}\n")
+        _tell_room(REFUSED + err.reason.encode() + b"\n")
         return EXIT_PIN_REFUSED
     except (ConfigError, TokenError) as err:
         sys.stderr.write(f"hsm: {err}\n")
-        return EXIT_TOKEN
+        return EXIT_LOGIN if isinstance(err, LoginFailedError) else EXIT_TOKEN
     busy.end()
-    worker = Worker(token, busy, order.authority_uid)
+    worker = Worker(token, busy, order)
     signal.signal(signal.SIGTERM, worker.stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with bind(Path(order.socket), order.authority_uid) as listener:
-        sys.stdout.buffer.write(READY)
-        sys.stdout.buffer.flush()
+    for number in (signal.SIGINT, signal.SIGHUP):  # for the room, where they come to the whole group
+        signal.signal(number, signal.SIG_IGN)
+    with bind(order.socket, order.authority_uid) as listener:
+        _tell_room(READY)
         status = worker.serve(listener)
-    token.close()
+    busy.begin()  # the module may hang at C_Logout or, when this process ends, at C_Finalize
+    if token is not None and status == 0:
+        with contextlib.suppress(CallError):
+            token.close()
     return status
+
+
+def _tell_room(line: bytes) -> None:
+    sys.stdout.buffer.write(line)
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

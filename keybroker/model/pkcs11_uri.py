@@ -83,7 +83,7 @@ def _local(path: str) -> str:
         host, slash, rest = path.removeprefix("//").partition("/")
         if host not in {"", "localhost"} or not slash:
             raise Pkcs11UriError("`pin-source` must be a file of this host")
-        return f"/{rest}"
+        return f"/{rest.lstrip('/')}"
     return path
 
 

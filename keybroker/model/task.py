@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from keybroker.model.key import Algorithm
+
+Word = Annotated[str, msgspec.Meta(pattern=r"\A[ -~]{1,64}\Z")]
+"""What a worker calls something. It ends up in the record, so that a worker must not be able to make it long or odd."""
+TokenText = Annotated[str, msgspec.Meta(max_length=64)]
+"""What a token says of itself: at most 32 bytes by PKCS#11."""
 
 
 class Work(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
@@ -68,7 +75,7 @@ class KeyRefused(Product, frozen=True):
     """
 
     ref: str
-    rule: str
+    rule: Word
     cure: str
 
 
@@ -88,20 +95,38 @@ class TaskFailed(Product, frozen=True):
         is_session_lost: the worker is about to end, so that a fresh session takes its place.
     """
 
-    ckr: str
+    ckr: Word
     may_have_signed: bool
     is_session_lost: bool
 
 
 class Alive(Product, frozen=True):
-    """The session answers. Serial and label are the token's own."""
+    """The session answers.
 
-    serial: str
-    label: str
+    Attributes:
+        serial: the token's own.
+        label: the token's own.
+        open_keys: how many keys were opened.
+        deadline_ms: a call that takes longer ends with the worker's death; 0 if nobody watches.
+    """
+
+    serial: TokenText
+    label: TokenText
     open_keys: int
+    deadline_ms: int = 0
 
 
-AnyProduct = KeyOpened | KeyRefused | RawSignature | TaskFailed | Alive
+class NeedsOperator(Product, frozen=True):
+    """There is no session and no attempt at one: the token refused the PIN, and trying again could lock it.
+
+    Attributes:
+        reason: the CKR name, or `attempts-spent` where the token says that wrong PINs have been counted.
+    """
+
+    reason: Word
+
+
+AnyProduct = KeyOpened | KeyRefused | RawSignature | TaskFailed | Alive | NeedsOperator
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
 
 from keybroker.authority.selfcheck import Check, der_of_raw, verifies
-from keybroker.hsm.softhsm import module_path
+from keybroker.hsm.room import BACKOFF_SECONDS
 from keybroker.model.key import Algorithm
-from keybroker.model.task import Alive, KeyOpened, RawSignature, SignTask, TaskFailed
-from tests.tokens import HsmRoom, WorkerConnection, build_shim, make_room, served
+from keybroker.model.task import Alive, KeyOpened, NeedsOperator, RawSignature, SignTask, TaskFailed
+from tests.tokens import HsmRoom, Shim, WorkerConnection, make_room, served
 from tests.worlds import until
 
 
@@ -25,30 +26,14 @@ class Shimmed:
     """A room whose module obeys a file."""
 
     room: HsmRoom
-    orders: Path
-    logins: Path
-
-    def order(self, text: str) -> None:
-        self.orders.write_text(text + "\n")
+    shim: Shim
 
 
 @pytest.fixture
-def shimmed(tmp_path: Path) -> Iterator[Shimmed]:
-    room = make_room(tmp_path, {"dev": {"p256": Algorithm.ES256}}, deadline_ms=700)
-    config = yaml.safe_load(room.config_file.read_text())
-    section = config["hsm"]["tokens"]["dev"]
-    orders, logins = tmp_path / "orders", tmp_path / "logins"
-    orders.write_text("")
-    logins.write_text("")
-    section["uri"] = section["uri"].replace(str(module_path()), str(build_shim(tmp_path)))
-    section["module_environment"] |= {
-        "KEYBROKER_SHIM_MODULE": str(module_path()),
-        "KEYBROKER_SHIM_ORDERS": str(orders),
-        "KEYBROKER_SHIM_LOGINS": str(logins),
-    }
-    room.config_file.write_text(yaml.safe_dump(config))
-    with served(room):
-        yield Shimmed(room, orders, logins)
+def shimmed(tmp_path: Path, shim_module: Path) -> Iterator[Shimmed]:
+    shim = Shim.make(tmp_path / "shim", shim_module)
+    with served(make_room(tmp_path, {"dev": {"p256": Algorithm.ES256}}, deadline_ms=700, shims={"dev": shim})) as room:
+        yield Shimmed(room, shim)
 
 
 def signs(room: HsmRoom) -> bool:
@@ -63,62 +48,31 @@ def signs(room: HsmRoom) -> bool:
     return verifies(Check(opened.spki, Algorithm.ES256, bytes(32), der_of_raw(made.signature)))
 
 
-CODES = [
-    pytest.param(0xB3, "CKR_SESSION_HANDLE_INVALID", False, True, marks=pytest.mark.case(43)),
-    pytest.param(0x82, "CKR_OBJECT_HANDLE_INVALID", False, True, marks=pytest.mark.case(43)),
-    pytest.param(0x101, "CKR_USER_NOT_LOGGED_IN", False, True, marks=pytest.mark.case(43)),
-    pytest.param(0xB0, "CKR_SESSION_CLOSED", False, True, marks=pytest.mark.case(43)),
-    pytest.param(0x30, "CKR_DEVICE_ERROR", True, True, marks=pytest.mark.case(44)),
-    pytest.param(0x32, "CKR_DEVICE_REMOVED", True, True, marks=pytest.mark.case(44)),
-    pytest.param(0xE0, "CKR_TOKEN_NOT_PRESENT", False, True, marks=pytest.mark.case(44)),
-    pytest.param(0x5, "CKR_GENERAL_ERROR", True, False, marks=pytest.mark.case(48)),
-    pytest.param(0x6, "CKR_FUNCTION_FAILED", True, False, marks=pytest.mark.case(48)),
-    pytest.param(0x90, "CKR_OPERATION_ACTIVE", False, True, marks=pytest.mark.case(50)),
-    pytest.param(0x80000001, "0x80000001", True, False, marks=pytest.mark.case(53)),
-    pytest.param(0x7777, "0x7777", True, False, marks=pytest.mark.case(53)),
-    pytest.param(0xB1, "CKR_SESSION_COUNT", True, True, marks=pytest.mark.case(54)),
-]
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize(("code", "name", "may_have_signed", "is_session_lost"), CODES)
-def test_failed_signature_is_told_by_name_and_the_next_one_is_good(
-    shimmed: Shimmed, when: str, code: int, name: str, may_have_signed: object, is_session_lost: object
-) -> None:
-    with shimmed.room.connect() as connection:
-        connection.open("p256")
-        shimmed.order(f"C_Sign {when} {code:#x} 1")
-        failed = connection.sign("p256", Algorithm.ES256, bytes(32))
-    shimmed.order("")
-    assert failed == TaskFailed(name, may_have_signed=bool(may_have_signed), is_session_lost=bool(is_session_lost))
-    took = until(lambda: signs(shimmed.room), seconds=10)
-    sys.stdout.write(f"{name} {when} the real call: good again after {took * 1000:.0f} ms\n")
-
-
 @pytest.mark.case(46)
 @pytest.mark.case(47)
-def test_hanging_call_is_killed_at_its_deadline_and_the_next_worker_signs(shimmed: Shimmed) -> None:
+@pytest.mark.parametrize("order", ["C_SignInit hang", "C_Sign_length hang", "C_Sign hang", "C_Sign hung"])
+def test_hanging_call_is_killed_at_its_deadline_and_the_next_worker_signs(shimmed: Shimmed, order: str) -> None:
     with shimmed.room.connect() as connection:
         connection.open("p256")
         (hung,) = shimmed.room.workers()
-        shimmed.order("C_Sign hang 0 1")
+        shimmed.shim.order(f"{order} 0 1")
         connection.send(SignTask("p256/1", Algorithm.ES256, bytes(32)))
         took = until(lambda: hung not in shimmed.room.workers(), seconds=5)
-        shimmed.order("")
+        shimmed.shim.clear()
         with pytest.raises((EOFError, ConnectionError)):
             connection.receive()
-    assert 0.5 < took < 2
+    assert 0.5 < took < 5
     assert until(lambda: signs(shimmed.room), seconds=10) < 8
     assert "worker hangs in the module" in shimmed.room.text()
 
 
 @pytest.mark.case(49)
-@pytest.mark.parametrize("how", ["flip", "zero"])
+@pytest.mark.parametrize("how", ["flip", "zero", "short", "long", "nothing"])
 def test_wrong_signature_does_not_verify(shimmed: Shimmed, how: str) -> None:
     with shimmed.room.connect() as connection:
         opened = connection.open("p256")
         assert isinstance(opened, KeyOpened)
-        shimmed.order(f"C_Sign {how} 0 1")
+        shimmed.shim.order(f"C_Sign {how} 2 1")
         made = connection.sign("p256", Algorithm.ES256, bytes(32))
         assert isinstance(made, RawSignature)
         assert not verifies(Check(opened.spki, Algorithm.ES256, bytes(32), der_of_raw(made.signature)))
@@ -126,18 +80,146 @@ def test_wrong_signature_does_not_verify(shimmed: Shimmed, how: str) -> None:
 
 
 @pytest.mark.case(45)
-@pytest.mark.parametrize("code", [0xA0, 0xA3, 0xA4])
-def test_refused_pin_is_tried_once_and_again_only_when_an_operator_says_so(shimmed: Shimmed, code: int) -> None:
+@pytest.mark.parametrize(("code", "name"), [(0xA0, "CKR_PIN_INCORRECT"), (0xA3, "CKR_PIN_EXPIRED"), (0xA4, "CKR_PIN_LOCKED")])
+def test_refused_pin_is_tried_once_and_again_only_when_an_operator_says_so(shimmed: Shimmed, code: int, name: str) -> None:
     until(lambda: signs(shimmed.room), seconds=15)
-    before = shimmed.logins.stat().st_size
-    shimmed.order(f"C_Login before {code:#x} -1")
+    before = shimmed.shim.calls("C_Login")
+    shimmed.shim.order(f"C_Login before {code:#x} -1")
     for worker in shimmed.room.workers():
         os.kill(worker, signal.SIGKILL)
     until(lambda: "an operator must look" in shimmed.room.text(), seconds=10)
-    shimmed.order("")
+    shimmed.shim.clear()
+    with shimmed.room.connect() as connection:  # to a worker that touches no token
+        assert connection.probe() == NeedsOperator(name)
+        assert connection.open("p256") == NeedsOperator(name)
+        assert connection.sign("p256", Algorithm.ES256, bytes(32)) == NeedsOperator(name)
+    (worker,) = shimmed.room.workers()
+    assert "shim" not in Path(f"/proc/{worker}/maps").read_text()
     with pytest.raises(AssertionError):
-        until(lambda: signs(shimmed.room), seconds=2)
-    assert shimmed.logins.stat().st_size == before + 1
+        until(lambda: signs(shimmed.room), seconds=1.5)
+    assert shimmed.shim.calls("C_Login") == before + 1
     assert shimmed.room.process is not None
     shimmed.room.process.send_signal(signal.SIGHUP)
     until(lambda: signs(shimmed.room), seconds=10)
+    assert shimmed.shim.calls("C_Login") == before + 2
+
+
+@pytest.mark.case(47)
+@pytest.mark.parametrize("function", ["C_Initialize", "C_GetSlotList", "C_OpenSession", "C_Login"])
+def test_login_that_hangs_is_killed_and_holds_up_no_other_token(tmp_path: Path, shim_module: Path, function: str) -> None:
+    shim = Shim.make(tmp_path / "shim", shim_module)
+    shim.order(f"{function} hang 0 1")
+    room = make_room(tmp_path, {"dev": {"p256": Algorithm.ES256}, "other": {"b": Algorithm.ES256}}, deadline_ms=500, shims={"dev": shim})
+    with served(room):
+        until(lambda: shim.calls(function) == 1)
+        with room.connect("other", seconds=10) as connection:
+            assert isinstance(connection.open("b"), KeyOpened)
+        assert "worker hangs" not in room.text()
+        until(lambda: signs(room), seconds=10)
+        assert room.text().count("worker hangs in the module") == 1
+
+
+@pytest.mark.case(47)
+def test_worker_that_hangs_while_it_ends_is_killed(shimmed: Shimmed) -> None:
+    with shimmed.room.connect() as connection:
+        connection.open("p256")
+        (worker,) = shimmed.room.workers()
+        shimmed.shim.order("C_Sign before 0x30 1", "C_Finalize hang 0 1", "C_Logout hang 0 1")
+        assert isinstance(connection.sign("p256", Algorithm.ES256, bytes(32)), TaskFailed)
+    until(lambda: worker not in shimmed.room.workers(), seconds=5)
+    until(lambda: signs(shimmed.room), seconds=10)
+    assert shimmed.shim.calls("C_Finalize") == 1
+    assert shimmed.room.stop() == 0
+    assert shimmed.shim.calls("C_Logout") == 1
+
+
+@pytest.mark.case(52)
+@pytest.mark.parametrize("function", ["C_FindObjectsInit", "C_FindObjects", "C_GetAttributeValue"])
+def test_key_that_cannot_be_looked_for_is_not_judged(shimmed: Shimmed, function: str) -> None:
+    with shimmed.room.connect() as connection:
+        shimmed.shim.order(f"{function} before 0x5 -1")
+        assert connection.open("p256") == TaskFailed("CKR_GENERAL_ERROR", may_have_signed=False, is_session_lost=False)
+        assert connection.sign("p256", Algorithm.ES256, bytes(32)) == TaskFailed(
+            "key-not-open", may_have_signed=False, is_session_lost=False
+        )
+        shimmed.shim.clear()
+        assert isinstance(connection.open("p256"), KeyOpened)
+        shimmed.shim.order(f"{function} before 0x5 -1")
+        assert isinstance(connection.open("p256"), TaskFailed)
+        assert isinstance(connection.sign("p256", Algorithm.ES256, bytes(32)), TaskFailed), "a key that cannot be seen any more"
+
+
+def test_session_ends_after_three_failures_in_a_row_whatever_the_code(shimmed: Shimmed) -> None:
+    with shimmed.room.connect() as connection:
+        connection.open("p256")
+        shimmed.shim.order("C_SignInit before 0x5 2")
+        first = [connection.sign("p256", Algorithm.ES256, bytes(32)) for _ in range(3)]
+        assert [isinstance(each, TaskFailed) for each in first] == [True, True, False]
+        shimmed.shim.order("C_SignInit before 0x80000001 -1")
+        failed = [connection.sign("p256", Algorithm.ES256, bytes(32)) for _ in range(3)]
+    assert [each.is_session_lost for each in failed if isinstance(each, TaskFailed)] == [False, False, True]
+    shimmed.shim.clear()
+    until(lambda: signs(shimmed.room), seconds=10)
+
+
+@pytest.mark.parametrize("code", [0x70, 0x71, 0x20, 0x21, 0x68])
+def test_session_outlives_any_number_of_requests_that_the_token_cannot_do(shimmed: Shimmed, code: int) -> None:
+    with shimmed.room.connect() as connection:
+        connection.open("p256")
+        shimmed.shim.order(f"C_SignInit before {code:#x} -1")
+        for _ in range(8):
+            failed = connection.sign("p256", Algorithm.ES256, bytes(32))
+            assert isinstance(failed, TaskFailed)
+            assert not failed.is_session_lost
+            assert not failed.may_have_signed
+        shimmed.shim.clear()
+        assert isinstance(connection.sign("p256", Algorithm.ES256, bytes(32)), RawSignature)
+
+
+@pytest.mark.case(44)
+def test_token_that_is_away_is_asked_for_ever_more_slowly(shimmed: Shimmed) -> None:
+    until(lambda: signs(shimmed.room), seconds=15)
+    shimmed.shim.order("C_GetTokenInfo before 0xe0 -1")
+    before = shimmed.shim.calls("C_Initialize")
+    for worker in shimmed.room.workers():
+        os.kill(worker, signal.SIGKILL)
+    time.sleep(4.5)
+    assert 2 <= shimmed.shim.calls("C_Initialize") - before <= len(BACKOFF_SECONDS)
+    assert sum(BACKOFF_SECONDS) > 4.5
+    assert (60 - sum(BACKOFF_SECONDS)) / BACKOFF_SECONDS[-1] + len(BACKOFF_SECONDS) < 20  # what the room's description promises
+    assert shimmed.shim.calls("C_Login") == before
+    assert "a slot answers CKR_TOKEN_NOT_PRESENT" in shimmed.room.text()
+
+
+@pytest.mark.case(51)
+def test_shim_finds_a_fork(tmp_path: Path, shim_module: Path) -> None:
+    """What the other tests rely on when they say that nobody forks."""
+    shim = Shim.make(tmp_path / "shim", shim_module)
+    code = (
+        "import os, sys, pkcs11\n"
+        "lib = pkcs11.lib(sys.argv[1])\n"
+        "lib.get_slots()\n"
+        "if os.fork() == 0:\n"
+        "    try:\n"
+        "        lib.get_slots()\n"
+        "    except pkcs11.PKCS11Error as err:\n"
+        "        os._exit(7 if type(err).__name__ == 'GeneralError' else 1)\n"
+        "    os._exit(0)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\n"
+    )
+    (tmp_path / "softhsm2.conf").write_text(f"directories.tokendir = {tmp_path}\n")
+    environment = {**os.environ, **shim.environment, "SOFTHSM2_CONF": str(tmp_path / "softhsm2.conf")}
+    done = subprocess.run([sys.executable, "-c", code, str(shim.module)], env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 7, done.stderr
+    assert shim.calls("forked") == 1
+
+
+@pytest.mark.case(51)
+def test_nobody_forks_after_the_module_is_initialised(shimmed: Shimmed) -> None:
+    for _ in range(3):
+        assert until(lambda: signs(shimmed.room), seconds=15) >= 0
+        for worker in shimmed.room.workers():
+            os.kill(worker, signal.SIGKILL)
+    until(lambda: signs(shimmed.room), seconds=15)
+    assert shimmed.shim.calls("C_Initialize") == 4
+    assert shimmed.shim.calls("forked") == 0

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pkcs11
 import pytest
 import yaml
-from pkcs11 import Attribute, KeyType, ObjectClass
-from pkcs11.util.ec import encode_named_curve_parameters
 
 from keybroker.authority.selfcheck import Check, der_of_raw, verifies
-from keybroker.hsm.pkcs11_token import Pkcs11Token
 from keybroker.model.key import Algorithm
-from keybroker.model.pkcs11_uri import Pkcs11Uri
 from keybroker.model.task import Alive, KeyOpened, KeyRefused, OpenKey, RawSignature, SignTask, TaskFailed
+from tests.bad_keys import BAD_KEYS, add_bad_keys
 from tests.tokens import HsmRoom, WorkerConnection, make_room, served
 from tests.worlds import is_alive, kill, until
 
@@ -179,64 +174,14 @@ def test_sigterm_ends_the_room_and_its_workers(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def bad_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HsmRoom]:
-    """A token with one key for each thing that can be wrong with one; filled by a child process, which loads the module."""
     room = make_room(tmp_path_factory.mktemp("bad"), {"dev": {"good": Algorithm.ES256}})
-    environment = {**os.environ, "SOFTHSM2_CONF": str(room.directory / "dev" / "softhsm2.conf")}
-    command = [sys.executable, "-c", "from tests.integration.hsm.test_room import fill_bad_keys; fill_bad_keys()", str(room.directory)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    add_bad_keys(room.directory / "dev", "dev")
     with served(room) as room:
         yield room
 
 
-def fill_bad_keys() -> None:
-    """In the child process."""
-    home = Path(sys.argv[1]) / "dev"
-    uri = Pkcs11Uri("dev", "", "", "", Path("/usr/lib/softhsm/libsofthsm2.so"), home / "pin")
-    token = Pkcs11Token.log_in(uri, can_write=True)
-    session = token._session
-
-    def pair(label: str, curve: str = "secp256r1", **private: object) -> tuple[pkcs11.PublicKey, pkcs11.PrivateKey]:
-        template = {Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False} | {Attribute[name]: value for name, value in private.items()}
-        parameters = {Attribute.EC_PARAMS: encode_named_curve_parameters(curve)}
-        domain = session.create_domain_parameters(KeyType.EC, parameters, local=True)
-        made: tuple[pkcs11.PublicKey, pkcs11.PrivateKey] = domain.generate_keypair(
-            id=os.urandom(8), label=label, store=True, private_template=template
-        )
-        return made
-
-    pair("extractable", EXTRACTABLE=True)
-    pair("not-sensitive", SENSITIVE=False)
-    pair("twice")
-    pair("twice")
-    pair("cannot-sign", SIGN=False)
-    pair("asks-each-time", ALWAYS_AUTHENTICATE=True)
-    pair("koblitz", curve="secp256k1")
-    public, _ = pair("no-public-half")
-    public.destroy()
-    token.generate(Algorithm.PS256, "rsa-1024", b"\x01\x02", rsa_bits=1024)
-    for bits in (3072, 4096):
-        token.generate(Algorithm.PS256, f"rsa-{bits}", bits.to_bytes(2), rsa_bits=bits)
-    session.create_object({Attribute.CLASS: ObjectClass.DATA, Attribute.LABEL: "data", Attribute.VALUE: b"x", Attribute.TOKEN: True})
-    token.close()
-
-
 @pytest.mark.case(52)
-@pytest.mark.parametrize(
-    ("name", "rule"),
-    [
-        ("extractable", "key-extractable"),
-        ("not-sensitive", "key-not-sensitive"),
-        ("twice", "key-ambiguous"),
-        ("missing", "key-missing"),
-        ("cannot-sign", "key-cannot-sign"),
-        ("asks-each-time", "key-always-authenticate"),
-        ("koblitz", "key-unsupported"),
-        ("rsa-1024", "key-unsupported"),
-        ("no-public-half", "key-no-public-half"),
-        ("data", "key-wrong-class"),
-    ],
-)
+@pytest.mark.parametrize(("name", "rule"), BAD_KEYS.items())
 def test_key_that_must_not_be_used_is_refused_by_its_rule_and_the_good_one_serves(bad_keys: HsmRoom, name: str, rule: str) -> None:
     with bad_keys.connect() as connection:
         refused = connection.open(name)
