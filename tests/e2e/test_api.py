@@ -106,8 +106,8 @@ def run(caller: Caller, operation: Any, count: int, number: int = 0) -> None:
     )
     for strategy in (good, bad):
         with contextlib.suppress(Unsatisfiable):  # nothing of an operation without parameters can be broken
-            attempts: Any = seed(number)(limits(given(strategy)(send)))
-            attempts()
+            wrap: Any = given(strategy)
+            seed(number)(limits(wrap(send)))()
 
 
 def test_nothing_was_signed_for_anybody_without_a_grant(api_world: World) -> None:
