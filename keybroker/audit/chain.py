@@ -1,4 +1,4 @@
-"""Is this run of leaves whole? Positions, times and per-workload chains, without a broker.
+"""Is this run of leaves whole? Positions, times, per-workload chains and uses, without a broker.
 
 The chains find a changed, missing or inserted record between two that are there. That nothing is missing at the end is what
 checkpoints prove, and they are not part of this file.
@@ -8,9 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+import msgspec
 
 from keybroker.audit import leaf as leaves
+from keybroker.model.record import RECORD_VERSION, Outcome, RecordKind
+
+_FIELDS = frozenset(leaves.FIELDS)
+_KINDS = frozenset(kind.value for kind in RecordKind)
+_OUTCOMES = frozenset(outcome.value for outcome in Outcome)
+
+
+class ClosedUses(Protocol):
+    """Which uses have had their outcome: a set in memory will do for a short log, a database for a long one."""
+
+    def __contains__(self, use: object, /) -> bool:
+        """Whether the use has had its outcome."""
+        ...
+
+    def add(self, use: str, /) -> None:
+        """The use has its outcome now."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,51 +40,78 @@ class ChainFault:
     rule: str
 
 
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A leaf that was looked at: its fields (none if it is not a JSON object), its hash, and what is wrong with it."""
+
+    record: dict[str, Any] = field(repr=False)
+    digest: bytes
+    faults: list[ChainFault]
+
+
 @dataclass(slots=True)
 class ChainChecker:
     """Takes the leaves of a log one by one, from index 0 on, and says what is wrong with each.
 
+    Memory grows with the number of trails and of open uses, and with `closed` where that is a set.
+
     Attributes:
-        size: leaves taken.
+        closed: where closed uses are kept.
+        size: leaves taken; the next position. Whoever finds a gap moves it on, so that one gap is one fault.
         open_uses: uses with an intent and no outcome yet, with the index of the intent.
     """
 
+    closed: ClosedUses = field(default_factory=set[str])
     size: int = 0
     open_uses: dict[str, int] = field(default_factory=dict)
     _time: str = ""
     _log: str = ""
     _trails: dict[str, tuple[int, str]] = field(default_factory=dict)
-    _closed: set[str] = field(default_factory=set)
+
+    @property
+    def trails(self) -> int:
+        """How many workloads have a trail so far."""
+        return len(self._trails)
 
     def take(self, data: bytes) -> list[ChainFault]:
         """Check the next leaf; an empty list means that it follows from those before it."""
-        index = self.size
+        return self.examine(data).faults
+
+    def examine(self, data: bytes) -> Examined:
+        """Check the next leaf, and say what it holds."""
+        index, digest = self.size, leaves.leaf_hash(data)
         self.size += 1
         try:
             record = leaves.decode(data)
         except ValueError:
-            return [ChainFault(index, "not-json")]
-        faults = [ChainFault(index, rule) for rule in self._rules(index, data, record)]
-        if isinstance(record.get("time"), str):
-            self._time = record["time"]
-        return faults
+            return Examined({}, digest, [ChainFault(index, "not-json")])
+        faults = [ChainFault(index, rule) for rule in self._rules(index, data, digest, record)]
+        return Examined(record, digest, faults)
 
-    def _rules(self, index: int, data: bytes, record: dict[str, Any]) -> Iterator[str]:
-        if leaves.canonical(record) != data:
+    def _rules(self, index: int, data: bytes, digest: bytes, record: dict[str, Any]) -> Iterator[str]:
+        if not is_canonical(data, record):
             yield "not-canonical"
+        if record.keys() != _FIELDS or record["v"] != RECORD_VERSION:
+            yield "unknown-format"
         if record.get("index") != index:
             yield "wrong-index"
-        if record.get("log") != (self._log or record.get("log")):
+        log, time = str(record.get("log")), str(record.get("time"))
+        if log != (self._log or log):
             yield "other-log"
-        self._log = self._log or str(record.get("log"))
-        if str(record.get("time")) < self._time:
+        self._log = self._log or log
+        if time < self._time:
             yield "time-goes-back"
-        yield from self._trail_rules(data, record)
+        self._time = time
+        if str(record.get("kind")) not in _KINDS:
+            yield "unknown-kind"
+        yield from self._trail_rules(digest, record.get("trail"))
         yield from self._use_rules(index, record)
 
-    def _trail_rules(self, data: bytes, record: dict[str, Any]) -> Iterator[str]:
-        trail = record.get("trail")
-        if not trail:
+    def _trail_rules(self, digest: bytes, trail: Any) -> Iterator[str]:
+        if trail == {}:
+            return
+        if not isinstance(trail, dict):
+            yield "unknown-format"
             return
         name = str(trail.get("id"))
         count, head = self._trails.get(name, (0, ""))
@@ -73,18 +119,29 @@ class ChainChecker:
             yield "trail-index"
         if trail.get("previous") != head:
             yield "trail-previous"
-        self._trails[name] = (count + 1, leaves.leaf_hash(data).hex())
+        self._trails[name] = (count + 1, digest.hex())
 
     def _use_rules(self, index: int, record: dict[str, Any]) -> Iterator[str]:
-        use = str(record.get("use"))
-        if record.get("kind") == "intent":
-            if use in self.open_uses or use in self._closed:
+        kind, use, outcome = record.get("kind"), str(record.get("use")), record.get("outcome")
+        if kind == "intent":
+            if use in self.open_uses or use in self.closed:
                 yield "second-intent"
             self.open_uses[use] = index
-        elif record.get("kind") == "outcome":
+        elif kind == "outcome":
             if self.open_uses.pop(use, None) is None:
-                yield "outcome-without-intent"
-            self._closed.add(use)
+                yield "outcome-without-intent"  # or it had its outcome already
+            else:
+                self.closed.add(use)
+        if (str(outcome) in _OUTCOMES) != (kind == "outcome"):
+            yield "wrong-outcome"
+
+
+def is_canonical(data: bytes, record: dict[str, Any]) -> bool:
+    """Whether a leaf's bytes are the one way to write its fields."""
+    try:
+        return leaves.canonical(record) == data
+    except (msgspec.MsgspecError, UnicodeError, ValueError):
+        return False  # lone surrogates, for one, can be read and not written
 
 
 def check(records: Iterable[bytes]) -> list[ChainFault]:

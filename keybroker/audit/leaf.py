@@ -56,6 +56,10 @@ class _Leaf(msgspec.Struct, frozen=True):
     v: int
 
 
+FIELDS: tuple[str, ...] = _Leaf.__struct_fields__
+"""Every field that a leaf has; absent is empty, never missing."""
+
+
 def encode(draft: Draft, *, log: str, index: int, time: str, salt: str, trail: TrailFacts | None) -> bytes:
     """The bytes of a draft that has been given its place.
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 from keybroker.authority.policy.holder import PolicyHolder
-from keybroker.authority.store.sqlite import SCHEMA_VERSION
+from keybroker.authority.store import opening
+from keybroker.authority.store.faults import name_of
 from keybroker.config import AuthorityConfig
-from keybroker.errors import ConfigError, KeyBrokerError
+from keybroker.errors import ConfigError, KeyBrokerError, StoreError
 from keybroker.identity.bundle import TrustBundles
 from keybroker.identity.deny_list import DenyList
 from keybroker.process import uid_of
@@ -36,7 +36,7 @@ def _of_files(config: AuthorityConfig) -> Iterator[str]:
     try:
         holder = asyncio.run(PolicyHolder.load(config.grants, config.policy, frozenset(config.keys)))
     except KeyBrokerError as err:
-        yield str(err)
+        yield from str(err).splitlines()
     else:
         yield from holder.warnings
 
@@ -46,33 +46,21 @@ def _of_store(state: Path) -> Iterator[str]:
     if not os.access(parent, os.W_OK | os.X_OK):
         yield f"{parent}: cannot be written by this user; run `check` as the authority's user, or give it the directory"
         return
-    database = state / "keybroker.db"
-    if not database.exists():
+    if not (state / opening.DATABASE).exists():
         return  # made at the first start
+    is_alone = not opening.is_locked(state)  # a broker that runs has its database in use, and checks it itself
     try:
-        db = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
-        try:
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version > SCHEMA_VERSION:
-                yield f"{database}: made by a newer keybroker (format {version}); upgrade this host"
-            elif not _is_locked(state / "lock") and (answer := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-                yield f"{database}: damaged ({answer}); restore it from a copy"
-        finally:
-            db.close()
+        db = opening.reader(state)
+    except StoreError as err:
+        yield str(err)
+        return
+    try:
+        if is_alone and (answer := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            yield f"{state}: the database is damaged ({answer}); `keybroker audit check` says where, restore it from a copy"
     except sqlite3.Error as err:
-        yield f"{database}: cannot be read ({getattr(err, 'sqlite_errorname', 'not a database')}); restore it from a copy"
-
-
-def _is_locked(lock: Path) -> bool:
-    """Whether a broker runs on this state; then its database is in use, and it checks that itself."""
-    if not lock.exists():
-        return False
-    with lock.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
+        yield f"{state}: the database cannot be read ({name_of(err)}); restore it from a copy"
+    finally:
+        db.close()
 
 
 def _of_users(config: AuthorityConfig) -> Iterator[str]:

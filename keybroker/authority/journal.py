@@ -1,12 +1,15 @@
 """Writes the record. Every entry is durable when `await` returns, and requests that wait together share one commit.
 
-An entry fails alone when it is refused before it is written (its generation has passed, its leaf is too large). A commit that
-fails refuses the whole group. A store that is broken ends the process: after a failed sync nobody knows what is on disk, and
-only a fresh start finds out.
+An entry fails alone when it is refused before it is written (its generation has passed, its leaf is too large) or contradicts what
+is on record. A commit that fails refuses the whole group, and from then on the journal tries by itself, once a second, until one
+succeeds: what is owed goes first, then a record of the outage. A store that is broken ends the process: after a failed sync nobody
+knows what is on disk, and only a fresh start finds out.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,15 +17,20 @@ from dataclasses import dataclass, field
 import msgspec
 
 from keybroker.audit import leaf as leaves
-from keybroker.authority.convoy import Convoy
+from keybroker.authority.convoy import Convoy, ConvoyClosedError
 from keybroker.authority.generation import Generation
-from keybroker.authority.store.sqlite import LeafRow, Pin, SqliteStore, StoreBrokenError, TrailHead
+from keybroker.authority.store.faults import StoreBrokenError, StoreConflictError, name_of
+from keybroker.authority.store.sqlite import LeafRow, Pin, SqliteStore, TrailHead
 from keybroker.clock import Clock, to_rfc3339
 from keybroker.errors import AuditUnavailableError, KeyBrokerError
 from keybroker.model.record import Draft, KeyFacts, Outcome, RecordKind, TrailFacts
+from keybroker.telemetry import logger
 
+RETRY_SECONDS = 1.0
 _MAX_TRAIL_HEADS = 65_536
 IDEMPOTENCY_US = 24 * 3600 * 1_000_000
+
+_log = logger()
 
 
 class StaleGenerationError(KeyBrokerError):
@@ -80,8 +88,12 @@ class Journal:
         self._size, self._time_us = tail.size, tail.time_us
         self._heads: dict[str, TrailHead] = {}
         self._is_writable = True
+        self._refused, self._why = 0, ""  # entries in the outage that goes on now, and how SQLite calls it
         self._owed: list[Entry] = []
-        self._convoy = Convoy[Entry, int]("journal", self._commit)
+        self._retry: asyncio.TimerHandle | None = None
+        self._retrying: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._convoy = Convoy[Entry | None, int]("journal", self._commit, self._rest)
 
     @property
     def size(self) -> int:
@@ -100,63 +112,140 @@ class Journal:
             StaleGenerationError: `entry.generation` has passed; nothing was written.
             AuditUnavailableError: nothing was written.
         """
-        return await self._convoy.submit(entry)
+        try:
+            return await self._convoy.submit(entry)
+        except ConvoyClosedError as err:
+            raise AuditUnavailableError("The broker is stopping; nothing was signed or released.", retry_after=1) from err
 
     def owe(self, entry: Entry) -> None:
         """An outcome that could not be written when it was due: it goes first in the next commit that succeeds."""
         self._owed.append(entry)
+        self._retry_later()
 
     def close(self) -> None:
-        """Finish what is being written, then close the store."""
+        """Finish what is being written and what is owed, then close the store.
+
+        What cannot be written even now is closed as `unknown` at the next start.
+        """
+        if self._retry is not None:
+            self._retry.cancel()
         self._convoy.close()
+        with contextlib.suppress(AuditUnavailableError):
+            self._commit([None])
         self._store.close()
 
     async def close_open_uses(self) -> int:
         """Close every intent without an outcome as `unknown`: a crash came between. Called once, before any use. Returns how many."""
         uses = self._store.open_uses()
-        for use, leaf in uses:
-            intent = leaves.decode(leaf)
-            draft = Draft(
-                kind=RecordKind.OUTCOME,
-                trail=intent["trail"]["id"],
-                use=use,
-                key=msgspec.convert(intent["key"], KeyFacts) if intent["key"] else None,
-                outcome=Outcome.UNKNOWN,
-                body={"cause": "restart"},
-            )
-            await self.write(Entry(draft))
+        await asyncio.gather(*(self.write(Entry(_closing(use, leaf))) for use, leaf in uses))
         return len(uses)
 
-    def _commit(self, waiting: list[Entry]) -> list[int | Exception]:
-        owed = list(self._owed)
-        entries = owed + waiting
+    def _commit(self, waiting: list[Entry | None]) -> list[int | Exception]:
+        """One trip. None stands for nobody: it only takes along what is owed."""
+        owed, outage = list(self._owed), self._outage()
+        wanted = [entry for entry in waiting if entry is not None]
+        try:
+            results = self._write([*owed, *outage, *wanted])[len(owed) + len(outage) :]
+            del self._owed[: len(owed)]
+        except StoreConflictError:
+            results = self._write_apart([*owed, *outage], wanted)
+        except AuditUnavailableError:
+            self._refused += len(wanted)
+            raise
+        answers = iter(results)
+        return [0 if entry is None else next(answers) for entry in waiting]
+
+    def _write(self, entries: list[Entry]) -> list[int | Exception]:
+        """One commit; for each entry its index, or why it alone was refused.
+
+        Raises:
+            StoreConflictError: nothing was written, because of one of the entries.
+            AuditUnavailableError: nothing was written.
+        """
+        if not entries:
+            return []
         group = _Group(self._size, self._time_us)
-        results: list[int | Exception] = []
         try:
             with self._store.transaction():
-                results.extend(self._stage(group, entry) for entry in entries)
+                results = [self._stage(group, entry) for entry in entries]
                 self._store.append(group.rows)
-                self._apply_effects(entries, results)
         except StoreBrokenError as err:
             self._is_writable = False
             self._on_broken(err)
             raise AuditUnavailableError("The record cannot be written; the broker is restarting.", retry_after=2) from err
-        except AuditUnavailableError:
-            self._is_writable = False
+        except AuditUnavailableError as err:
+            self._fail(name_of(err.__cause__ or err))
             raise
-        self._is_writable = True
-        del self._owed[: len(owed)]
+        self._is_writable, self._refused = True, 0
         self._size, self._time_us = group.size, group.time_us
         self._heads.update(group.heads)
         while len(self._heads) > _MAX_TRAIL_HEADS:
             del self._heads[next(iter(self._heads))]
-        return results[len(owed) :]
+        return results
+
+    def _write_apart(self, owed: list[Entry], wanted: list[Entry]) -> list[int | Exception]:
+        """A commit for each entry, so that the one which contradicts the record does not take the others with it."""
+        for entry in owed:
+            with contextlib.suppress(StoreConflictError):
+                self._write([entry])
+            if self._owed and self._owed[0] is entry:
+                del self._owed[0]
+        results: list[int | Exception] = []
+        for entry in wanted:
+            try:
+                results += self._write([entry])
+            except StoreConflictError as err:
+                results.append(_contradiction(entry, err))
+            except AuditUnavailableError as err:
+                self._refused += 1
+                results.append(err)
+        return results
+
+    def _fail(self, why: str) -> None:
+        if self._is_writable:
+            _log.error("the record cannot be written", reason=why)
+        self._is_writable = False
+        self._why = why
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
+            self._loop.call_soon_threadsafe(self._retry_later)
+
+    def _outage(self) -> list[Entry]:
+        """The record of an outage, written when it is over; writing it is also what shows that it is."""
+        if not self._refused:
+            return []
+        body = {"event": "record-not-writable", "detail": self._why, "count": self._refused}
+        return [Entry(Draft(kind=RecordKind.SECURITY, body=body))]
+
+    def _retry_later(self) -> None:
+        if self._retry is None:
+            self._retry = self._loop.call_later(RETRY_SECONDS, self._begin_retry)
+
+    def _begin_retry(self) -> None:
+        self._retry = None
+        self._retrying = self._loop.create_task(self._try_again())
+
+    async def _try_again(self) -> None:
+        with contextlib.suppress(AuditUnavailableError, ConvoyClosedError):
+            await self._convoy.submit(None)
+
+    def _rest(self) -> None:
+        """After each trip, in its thread."""
+        try:
+            why = self._store.checkpoint()
+        except StoreBrokenError as err:
+            self._is_writable = False
+            self._on_broken(err)
+            return
+        if why:
+            _log.warning("checkpoint failed; commits go on, and it is tried again later", reason=why)
 
     def _stage(self, group: _Group, entry: Entry) -> int | Exception:
-        """Give an entry its place and its bytes, or refuse it alone."""
+        """Give an entry its place and its bytes, with all that becomes durable together with it; or refuse it alone."""
         if entry.generation is not None and entry.generation != self._generation.number:
             return StaleGenerationError()
         draft = entry.draft
+        if draft.kind is RecordKind.OUTCOME and not self._store.is_open(draft.use):
+            return _contradiction(entry, StoreConflictError("the use is not open"))
         time_us = max(self._clock.now_us(), group.time_us)  # record time never goes back, whatever the clock does
         head = self._head(group, draft.trail) if draft.trail else None
         try:
@@ -173,32 +262,31 @@ class Journal:
             refusal.__cause__ = err
             return refusal
         digest = leaves.leaf_hash(leaf)
-        group.add(_row(draft, group.size, time_us, head, digest, leaf))
+        index = group.size
+        group.add(_row(draft, index, time_us, head, digest, leaf))
         if head:
             group.heads[draft.trail] = TrailHead(head.rowid, head.count + 1, digest.hex())
-        return group.size - 1
+        self._apply_effects(entry, index)
+        return index
 
     def _head(self, group: _Group, trail: str) -> TrailHead:
         return group.heads.get(trail) or self._heads.get(trail) or self._store.trail_head(trail)
 
-    def _apply_effects(self, entries: list[Entry], results: list[int | Exception]) -> None:
+    def _apply_effects(self, entry: Entry, index: int) -> None:
         """What must be durable together with a record: the heart of "an intent is the spending"."""
-        for entry, index in zip(entries, results, strict=True):
-            if isinstance(index, Exception):
-                continue
-            draft = entry.draft
-            if draft.kind is RecordKind.INTENT:
-                self._store.open_use(draft.use, index)
-                if entry.claim:
-                    now_us = self._clock.now_us()
-                    self._store.forget_idempotency(now_us - IDEMPOTENCY_US)
-                    self._store.claim_idempotency(entry.claim.scope, entry.claim.body_sha256, draft.use, now_us)
-            elif draft.kind is RecordKind.OUTCOME:
-                self._store.close_use(draft.use)
-                if entry.claim and entry.answer is not None:
-                    self._store.answer_idempotency(entry.claim.scope, draft.use, entry.answer)
-            if entry.pin:
-                self._store.pin(entry.pin)
+        draft = entry.draft
+        if draft.kind is RecordKind.INTENT:
+            self._store.open_use(draft.use, index)
+            if entry.claim:
+                now_us = self._clock.now_us()
+                self._store.forget_idempotency(now_us - IDEMPOTENCY_US)
+                self._store.claim_idempotency(entry.claim.scope, entry.claim.body_sha256, draft.use, now_us)
+        elif draft.kind is RecordKind.OUTCOME:
+            self._store.close_use(draft.use)
+            if entry.claim and entry.answer is not None:
+                self._store.answer_idempotency(entry.claim.scope, draft.use, entry.answer)
+        if entry.pin:
+            self._store.pin(entry.pin)
 
 
 @dataclass(slots=True)
@@ -228,4 +316,24 @@ def _row(draft: Draft, index: int, time_us: int, head: TrailHead | None, digest:
         use=draft.use,
         hash=digest,
         leaf=leaf,
+    )
+
+
+def _contradiction(entry: Entry, err: StoreConflictError) -> AuditUnavailableError:
+    _log.error("an entry contradicts the record and was refused", kind=entry.draft.kind.value, use=entry.draft.use, rule=str(err))
+    refusal = AuditUnavailableError("This contradicts what is on record, so it was not written.")
+    refusal.__cause__ = err
+    return refusal
+
+
+def _closing(use: str, leaf: bytes) -> Draft:
+    """The outcome of a use that a crash cut off, from the leaf of its intent."""
+    intent = leaves.decode(leaf)
+    return Draft(
+        kind=RecordKind.OUTCOME,
+        trail=intent["trail"]["id"],
+        use=use,
+        key=msgspec.convert(intent["key"], KeyFacts) if intent["key"] else None,
+        outcome=Outcome.UNKNOWN,
+        body={"cause": "restart"},
     )

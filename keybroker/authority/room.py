@@ -61,7 +61,8 @@ def run(config: Config) -> int:
         uvloop.run(_serve(config.authority, config.telemetry))
     except (StoreBrokenError, AuditUnavailableError) as err:  # disk full, for one: starting again makes sense, and helps in the end
         sys.stderr.write(f"authority: {err}\n")
-        return EXIT_STORE
+        sys.stderr.flush()
+        os._exit(EXIT_STORE)  # an orderly end would close the database, which syncs again
     except (ConfigError, StoreError, WireError) as err:
         sys.stderr.write(f"authority: {err}\n")
         return EXIT_CONFIG
@@ -121,7 +122,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
         security=security,
         metrics=metrics,
         health=lambda: _health(journal, tokens, keyring),
-        metrics_text=lambda: metrics.text(tokens.sessions(), journal.size),
+        metrics_text=lambda: metrics.text(tokens.sessions(), journal.size, is_writable=journal.is_writable),
     )
     watch = Watch(policy=policy, bundles=bundles, deny_list=deny_list, generation=generation, journal=journal, security=security)
 

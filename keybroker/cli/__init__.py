@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -33,15 +35,18 @@ app.add_typer(dev.app, name="dev", rich_help_panel=_RUN)
 
 def main() -> int:
     """Run the program; the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # whatever the terminal's encoding cannot show
     try:
-        app()
+        app(prog_name="keybroker")
     except KeyBrokerError as err:
         from keybroker.cli import exits
 
         output.error(err)
         return exits.status_of(err)
     except OSError as err:
-        output.note(f"error: {err.filename or 'the system'}: {err.strerror or type(err).__name__}")
+        output.note(f"error: {output.visible(str(err.filename or 'the system'))}: {err.strerror or type(err).__name__}")
         return 1
     return 0
 

@@ -10,8 +10,15 @@ from typing import Annotated, BinaryIO
 
 import typer
 
+from keybroker.cli import output
+from keybroker.errors import KeyBrokerError
 from keybroker.model.key import Algorithm
 from keybroker.model.request import Format
+
+
+class UsageError(KeyBrokerError):
+    """The arguments make no sense. The text says how to write them."""
+
 
 KeyName = Annotated[str, typer.Option("--key", metavar="NAME", help="The key's name, as `keybroker keys list` shows it.")]
 AlgorithmName = Annotated[Algorithm, typer.Option("--alg", help="The signature algorithm. There is no default.")]
@@ -21,9 +28,19 @@ Form = Annotated[Format | None, typer.Option("--format", help="Of an ECDSA signa
 
 @contextlib.contextmanager
 def opened(file: Path) -> Iterator[BinaryIO]:
-    """The file, or standard input for `-`, to read bytes from."""
+    """The file, or standard input for `-`, to read bytes from.
+
+    Raises:
+        UsageError: it cannot be opened.
+    """
     if str(file) == "-":
+        if sys.stdin is None:
+            raise UsageError("standard input is closed; name a file, or pipe something in")
         yield sys.stdin.buffer
         return
-    with file.open("rb") as stream:
-        yield stream
+    try:
+        stream = file.open("rb")
+    except OSError as err:
+        raise UsageError(f"{file}: {err.strerror}; name a file that can be read, or - for standard input") from err
+    with stream, output.measured(stream, f"reading {output.visible(file.name)}") as measured:
+        yield measured

@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keybroker.cli import output
+from keybroker.cli import audit_check, output
 from keybroker.cli.connection import BrokerId, BundleFile, SvidFile, Url, connect
 from keybroker.cli.moments import moment
 from keybroker.clock import SystemClock
+from keybroker.model.record import Outcome, RecordKind
 
 if TYPE_CHECKING:
-    from keybroker.client import Client, Record
+    from keybroker.cli.log_end import LogEnd
+    from keybroker.client import Client, Record, RecordFilters
 
 app = typer.Typer(no_args_is_help=True, help="Read the record of every use and every refusal.")
+app.command()(audit_check.check)
 
 Workload = Annotated[str, typer.Option("--workload", metavar="ID", help="Only records of this SPIFFE ID.")]
 KeyName = Annotated[str, typer.Option("--key", metavar="NAME", help="Only records about this key.")]
-Kind = Annotated[str, typer.Option("--kind", help="Only this kind: intent, outcome, denial, read, security, admin, start.")]
+Kind = Annotated[RecordKind | None, typer.Option("--kind", help="Only records of this kind.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="Print each record as stored, one JSON object a line.")]
-_COLUMNS = ("INDEX", "TIME", "KIND", "WORKLOAD", "KEY", "WHAT", "USE")
-_POLL_S = 1.0
-_WINDOWS_S = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
+_COLUMNS = (("INDEX", 8), ("TIME", 27), ("KIND", 8), ("WORKLOAD", 34), ("KEY", 10), ("WHAT", 24), ("USE", 26))
+_PAGE = 1_000
 
 
 @app.command()
 def query(
     workload: Workload = "",
     key: KeyName = "",
-    kind: Kind = "",
-    outcome: Annotated[str, typer.Option("--outcome", help="Only uses that ended like this: signed, failed, withheld, unknown.")] = "",
+    kind: Kind = None,
+    outcome: Annotated[Outcome | None, typer.Option("--outcome", help="Only uses that ended like this.")] = None,
     use: Annotated[str, typer.Option("--use", metavar="ULID", help="Only records of this use.")] = "",
     since: Annotated[str, typer.Option("--since", metavar="TIME", help="Not before: 2h (ago), or 2026-11-24T08:00:00Z.")] = "",
     until: Annotated[str, typer.Option("--until", metavar="TIME", help="Before: 5m (ago), or 2026-11-24T18:00:00Z.")] = "",
@@ -57,12 +56,22 @@ def query(
         keybroker audit query --workload spiffe://example.org/payments/api --all
     """
     now_us = SystemClock().now_us()
-    first, last = (moment(text, now_us) if text else "" for text in (since, until))
+    filters: RecordFilters = {
+        "workload": workload,
+        "key": key,
+        "kind": kind.value if kind else "",
+        "outcome": outcome.value if outcome else "",
+        "use": use,
+        "since": moment(since, now_us) if since else "",
+        "until": moment(until, now_us) if until else "",
+    }
     with connect(url, svid, bundle, broker_id) as broker:
-        found = broker.iter_records(workload=workload, key=key, kind=kind, outcome=outcome, use=use, since=first, until=last)
-        _show(found if is_all else islice(found, limit), as_json=as_json)
-        if not is_all and next(found, None) is not None:
-            output.note(f"there are more than {limit}: --all, or a larger --limit, shows them")
+        if is_all:
+            _show(broker.iter_records(**filters), as_json=as_json)
+            return
+        cursor = _show_pages(broker, filters, limit, as_json=as_json)
+    if cursor:
+        output.note(f"there are more than {limit}: --all, or a larger --limit, shows them")
 
 
 @app.command()
@@ -71,7 +80,7 @@ def tail(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new records as they come, until interrupted.")] = False,
     workload: Workload = "",
     key: KeyName = "",
-    kind: Kind = "",
+    kind: Kind = None,
     as_json: JsonLines = False,
     url: Url = "",
     svid: SvidFile = "",
@@ -80,7 +89,9 @@ def tail(
 ) -> None:
     """Show the newest records, and follow the log.
 
-    Reading the record is itself recorded. Our own reads are left out here, unless --kind read asks for them.
+    Every look at the record is itself recorded: two for the newest records, then, with --follow, one every second while
+    there is news, and fewer, down to one in ten seconds, while there is none. Our own reads are left out here, unless
+    --kind read asks for them.
 
     Examples:
 
@@ -90,18 +101,16 @@ def tail(
 
         keybroker audit tail -f --json | jq 'select(.outcome == "signed")'
     """
-    filters = {"workload": workload, "key": key, "kind": kind}
+    from keybroker.cli.log_end import LogEnd
+
     with connect(url, svid, bundle, broker_id) as broker:
-        ours = "" if kind == "read" else broker.whoami().spiffe_id
-        newest = _newest(broker, filters, count, ours)
-        _show(newest, as_json=as_json)
-        if follow:
-            _follow(broker, filters, newest[-1] if newest else None, ours, as_json=as_json)
+        log = LogEnd(broker, {"workload": workload, "key": key, "kind": kind.value if kind else ""})
+        _show(_newest_and_news(log, count, is_followed=follow), as_json=as_json)
 
 
 @app.command()
 def show(
-    index: Annotated[int, typer.Argument(min=0, help="The record's index in the log.")],
+    index: Annotated[int, typer.Argument(metavar="INDEX", min=0, help="The record's index in the log.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as stored, on one line.")] = False,
     url: Url = "",
     svid: SvidFile = "",
@@ -119,39 +128,30 @@ def show(
     output.say(record.raw.decode() if as_json else output.indented(record.raw))
 
 
-def _newest(broker: Client, filters: dict[str, str], count: int, ours: str) -> list[Record]:
-    """The newest records: looks back a second, then further and further, so that a long log is not read from its start."""
-    now_us = SystemClock().now_us()
-    found: deque[Record] = deque(maxlen=count)
-    for seconds in (*_WINDOWS_S, 0):
-        since = moment(f"{seconds}s", now_us) if seconds else ""
-        found = deque(_others(broker.iter_records(**filters, since=since), ours), maxlen=count)
-        if len(found) == count:
-            break
-    return list(found)
+def _show_pages(broker: Client, filters: RecordFilters, limit: int, *, as_json: bool) -> str | None:
+    """Show at most so many records, and fetch no more; where to go on, None if there are no others."""
+    cursor: str | None = ""
+    columns = output.Columns(_COLUMNS)
+    while cursor is not None and limit > 0:
+        page = broker.records(**filters, cursor=cursor, limit=min(limit, _PAGE))
+        _show(page.records, as_json=as_json, columns=columns)
+        cursor, limit = page.next, limit - len(page.records)
+    return cursor
 
 
-def _follow(broker: Client, filters: dict[str, str], last: Record | None, ours: str, *, as_json: bool) -> None:
-    """Print what comes after a record, until interrupted. Times in the log never fall, so a time is a place to go on from."""
-    index, since = (last.index, last.time) if last else (-1, moment("1s", SystemClock().now_us()))
-    while True:
-        time.sleep(_POLL_S)
-        for record in broker.iter_records(**filters, since=since):
-            is_new, index, since = record.index > index, max(record.index, index), record.time
-            if is_new:
-                _show(_others([record], ours), as_json=as_json)
+def _newest_and_news(log: LogEnd, count: int, *, is_followed: bool) -> Iterator[Record]:
+    yield from log.newest(count)
+    if is_followed:
+        yield from log.following()
 
 
-def _others(records: Iterable[Record], ours: str) -> Iterator[Record]:
-    return (record for record in records if record.kind != "read" or record.trail != ours)
-
-
-def _show(records: Iterable[Record], *, as_json: bool) -> None:
-    if as_json:
-        for record in records:
+def _show(records: Iterable[Record], *, as_json: bool, columns: output.Columns | None = None) -> None:
+    columns = columns or output.Columns(_COLUMNS)
+    for record in records:
+        if as_json:
             output.say(record.raw.decode())
-    else:
-        output.table(_COLUMNS, (_row(record) for record in records))
+        else:
+            columns.add(_row(record))
 
 
 def _row(record: Record) -> tuple[str, ...]:

@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from keybroker.errors import ConfigError
+
 if TYPE_CHECKING:
     from keybroker.client import Client
+
+
+class OwnFilesError(ConfigError):
+    """Our SVID or our bundle cannot be used."""
+
 
 _PANEL = "Connection"
 Url = Annotated[
@@ -40,9 +47,13 @@ def connect(url: str, svid: str, bundle: str, broker_id: str) -> Client:
 
     Raises:
         SettingsError: one is missing.
-        ConfigError: a file cannot be used.
+        ConfigError: `client.yaml` cannot be used.
+        OwnFilesError: the SVID or the bundle cannot be used.
     """
     from keybroker.client import Client, settings
 
     chosen = settings.load({"url": url, "svid": svid, "bundle": bundle, "broker_id": broker_id}, os.environ)
-    return Client(chosen.url, svid=chosen.svid, bundle=chosen.bundle, broker_id=chosen.broker_id)
+    try:
+        return Client(chosen.url, svid=chosen.svid, bundle=chosen.bundle, broker_id=chosen.broker_id)
+    except ConfigError as err:
+        raise OwnFilesError(str(err)) from err

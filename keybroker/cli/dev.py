@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,7 @@ def init(
     keys: Annotated[
         list[str] | None, typer.Option("--key", metavar="NAME:ALG", help="One more key, granted to nobody yet. Repeatable.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print where it is, as JSON.")] = False,
 ) -> None:
     """Make a token, a CA, identities, keys, grants and a configuration for `keybroker serve`.
 
@@ -40,8 +42,14 @@ def init(
     from keybroker.cli import world
 
     plan = world.WorldPlan.make(workloads or (), keys or ())
-    made = world.make(directory, plan)
-    place = made.directory
+    with output.busy("making a token and keys"):
+        made = world.make(directory, plan)
+    if as_json:
+        output.json_object(
+            {"directory": str(made.directory), "url": made.url, "identities": list(plan.identities), "keys": list(plan.keys)}
+        )
+        return
+    place = shlex.quote(output.visible(str(made.directory)))
     output.say(
         f"Made a development world in {place}: {len(plan.identities)} identities, {len(plan.keys)} keys. Never use it in production."
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 
 from keybroker import errors
+from keybroker.cli.arguments import UsageError
+from keybroker.cli.connection import OwnFilesError
 from keybroker.client.errors import BrokerAnswerError, BrokerIdentityError, BrokerUnreachableError, SettingsError
 
 
@@ -22,6 +24,7 @@ class ExitStatus(enum.IntEnum):
 _STATUSES: dict[type[errors.KeyBrokerError], ExitStatus] = {
     errors.KeyBrokerError: ExitStatus.FAILED,
     SettingsError: ExitStatus.USAGE,
+    UsageError: ExitStatus.USAGE,
     errors.InvalidError: ExitStatus.USAGE,
     errors.TooLargeError: ExitStatus.USAGE,
     errors.UnauthenticatedError: ExitStatus.DENIED,
@@ -43,6 +46,7 @@ _STATUSES: dict[type[errors.KeyBrokerError], ExitStatus] = {
 
 _TRY_AGAIN = "try again; if it goes on, tell whoever runs the broker"
 _CURES: dict[type[errors.KeyBrokerError], str] = {
+    OwnFilesError: "check --svid (KEYBROKER_SVID) and --bundle (KEYBROKER_BUNDLE)",
     errors.TooLargeError: "a message is at most 256 KiB: use --digest, which sends only the hash of the file",
     errors.SvidInvalidError: "get a fresh SVID, and check --svid; `openssl x509 -text` shows what is in it",
     errors.DeniedError: "`keybroker sign --explain` shows the rules; whoever writes the grants can change them",

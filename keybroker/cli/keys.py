@@ -58,12 +58,14 @@ def show(name: Name, as_json: Json = False, url: Url = "", svid: SvidFile = "", 
 def public(
     name: Name,
     form: Annotated[Literal["pem", "jwk", "openssh"], typer.Option("--format", help="PEM, JWK or OpenSSH.")] = "pem",
+    version: Annotated[int | None, typer.Option("--version", min=1, help="Another version than the one that signs.")] = None,
+    as_json: Json = False,
     url: Url = "",
     svid: SvidFile = "",
     bundle: BundleFile = "",
     broker_id: BrokerId = "",
 ) -> None:
-    """Print the public key of the version that signs.
+    """Print a public key.
 
     Examples:
 
@@ -72,8 +74,11 @@ def public(
         keybroker keys public orders --format jwk
     """
     with connect(url, svid, bundle, broker_id) as broker:
-        text = broker.public_key(name, form)
-    output.say(text.rstrip("\n"))
+        text = broker.public_key(name, form, version).rstrip("\n")
+    if as_json:
+        output.json_object({"key": name, "format": form, "public_key": text})
+    else:
+        output.say(text)
 
 
 def _row(key: Key) -> tuple[str, ...]:

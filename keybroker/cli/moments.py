@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 
+from keybroker.cli.arguments import UsageError
 from keybroker.clock import from_rfc3339, to_rfc3339
-from keybroker.errors import KeyBrokerError
 
 _AGO = re.compile(r"([1-9][0-9]{0,8})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
-class MomentError(KeyBrokerError):
+class MomentError(UsageError):
     """The text is not a time. It says how to write one."""
 
 

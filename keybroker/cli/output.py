@@ -1,21 +1,32 @@
 """How the program prints: tables for people, plain columns and JSON for programs, errors in a few lines on stderr.
 
-Text that came from elsewhere (reasons, names, labels) is escaped, so that a record cannot move an auditor's cursor.
+Text that came from elsewhere (reasons, names, labels, paths) is escaped, so that a record cannot move an auditor's cursor.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO
 
 import msgspec
 
 from keybroker.errors import KeyBrokerError, RefusalError
 
+_LARGE_BYTES = 256 * 1024 * 1024  # what takes a second or more to read
+
 
 def say(text: str = "") -> None:
-    """A line on stdout, flushed: whoever reads a pipe sees it now."""
+    """A line on stdout, flushed: whoever reads a pipe sees it now.
+
+    Raises:
+        OSError: it cannot be written; an answer that nobody gets is a failure.
+    """
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
     print(text, flush=True)  # noqa: T201  this is where the program prints
 
 
@@ -46,14 +57,14 @@ def error(err: KeyBrokerError) -> None:
 def json_object(value: Any) -> None:
     """One JSON value: indented on a terminal, on one line in a pipe."""
     data = msgspec.json.encode(value)
-    say(indented(data) if sys.stdout.isatty() else data.decode())
+    say(indented(data) if _is_terminal() else data.decode())
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Rows: a table on a terminal; columns separated by tabs, without a header, in a pipe."""
-    if not sys.stdout.isatty():
+    if not _is_terminal():
         for row in rows:
-            say("\t".join(visible(cell) for cell in row))
+            say("\t".join(map(visible, row)))
         return
     from rich.console import Console
     from rich.table import Table
@@ -65,19 +76,76 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     Console().print(made)
 
 
+class Columns:
+    """Rows that come one by one, and are printed as they come. On a terminal below a header, in columns that nearly always line up."""
+
+    def __init__(self, columns: Sequence[tuple[str, int]]) -> None:
+        """What the columns are.
+
+        Args:
+            columns: header, and width in characters for terminals; longer cells push the rest of their row to the right.
+        """
+        self._widths = [width for _, width in columns]
+        self._header = [header for header, _ in columns]
+        self._is_empty = True
+
+    def add(self, row: Sequence[str]) -> None:
+        """Print one row."""
+        if not _is_terminal():
+            say("\t".join(map(visible, row)))
+            return
+        if self._is_empty:
+            self._print(self._header)
+            self._is_empty = False
+        self._print([visible(cell) for cell in row])
+
+    def _print(self, cells: Sequence[str]) -> None:
+        say("  ".join(f"{cell:<{width}}" for cell, width in zip(cells, self._widths, strict=True)).rstrip())
+
+
 def facts(pairs: Iterable[tuple[str, str]]) -> None:
     """Names and values, one pair a line."""
     known = [(name, visible(value)) for name, value in pairs]
     width = max(len(name) for name, _ in known)
     for name, value in known:
-        say(f"{name:<{width}}  {value}" if sys.stdout.isatty() else f"{name}\t{value}")
+        say(f"{name:<{width}}  {value}".rstrip() if _is_terminal() else f"{name}\t{value}")
+
+
+@contextlib.contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Something turns on a terminal while the block runs; elsewhere nothing is printed."""
+    if not sys.stderr or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
+
+
+@contextlib.contextmanager
+def measured(file: BinaryIO, what: str) -> Iterator[BinaryIO]:
+    """The file, with a bar on a terminal that shows how much of it has been read, if it is large."""
+    size = os.fstat(file.fileno()).st_size
+    if size < _LARGE_BYTES or not sys.stderr or not sys.stderr.isatty():
+        yield file
+        return
+    from rich.console import Console
+    from rich.progress import wrap_file
+
+    with wrap_file(file, size, description=what, console=Console(stderr=True), transient=True) as wrapped:
+        yield wrapped
 
 
 def visible(text: str) -> str:
-    """The text with everything that does not show as itself (control and format characters) escaped."""
+    """The text with everything that does not show as itself (control and format characters, stray bytes of a file name) escaped."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def indented(data: bytes) -> str:
     """JSON, laid out for reading."""
     return msgspec.json.format(data, indent=2).decode()
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()

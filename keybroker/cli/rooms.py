@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from keybroker import config as configuration
 from keybroker.cli import output
+from keybroker.cli.connection import Json
 from keybroker.cli.exits import ExitStatus
 from keybroker.errors import ConfigError, KeyBrokerError
 from keybroker.process import EXIT_CONFIG
@@ -30,6 +30,7 @@ def serve(config: ConfigFile) -> None:
 
         keybroker serve --config my-world/keybroker.yaml
     """
+    from keybroker import config as configuration
     from keybroker import supervisor
 
     raise typer.Exit(supervisor.run(config, configuration.load(config)))
@@ -65,25 +66,41 @@ def hsm(config: ConfigFile) -> None:
     _run("hsm", config)
 
 
-def check(config: ConfigFile) -> None:
+def check(config: ConfigFile, as_json: Json = False) -> None:
     """Check configuration, grants, store, tokens and keys without serving. Exit status 1 on any problem.
 
     Examples:
 
         keybroker check --config my-world/keybroker.yaml
     """
-    loaded = configuration.load(config)
-    problems: list[str] = []
-    if loaded.frontend:
-        problems += load_part("frontend", "keybroker.frontend.check").problems(loaded.frontend)
-    if loaded.authority:
-        problems += load_part("authority", "keybroker.authority.check").problems(loaded.authority)
-    problems += load_part("hsm", "keybroker.hsm.inspect").problems(config, loaded)
-    for problem in problems:
+    with output.busy("checking"):
+        problems = _problems(config)
+    if as_json:
+        output.json_object({"problems": problems})
+    for problem in () if as_json else problems:
         output.note(f"problem: {output.visible(problem)}")
     if problems:
         raise typer.Exit(ExitStatus.FAILED)
-    output.say(f"{config}: no problems")
+    if not as_json:
+        output.say(f"{output.visible(str(config))}: no problems")
+
+
+def _problems(path: Path) -> list[str]:
+    """What every room would find wrong; what is wrong with the file itself is found first, and alone."""
+    from keybroker import config as configuration
+
+    try:
+        config = configuration.load(path)
+    except ConfigError as err:
+        return [str(err)]
+    found: list[str] = []
+    if config.frontend:
+        found += load_part("frontend", "keybroker.frontend.check").problems(config.frontend)
+    if config.authority:
+        found += load_part("authority", "keybroker.authority.check").problems(config.authority)
+    if config.hsm:
+        found += load_part("hsm", "keybroker.hsm.inspect").problems(path, config)
+    return found
 
 
 def load_part(extra: str, module: str) -> Any:
@@ -102,6 +119,7 @@ def load_part(extra: str, module: str) -> Any:
 
 def _run(room: str, path: Path) -> None:
     """Serve one room. A configuration that cannot work ends with a status that tells a service manager not to try again."""
+    from keybroker import config as configuration
     from keybroker import supervisor
 
     supervisor.join_supervisor()

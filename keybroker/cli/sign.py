@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from keybroker.cli import output
 from keybroker.cli.arguments import AlgorithmName, Form, InputFile, KeyName, opened
 from keybroker.cli.connection import BrokerId, BundleFile, Json, SvidFile, Url, connect
 from keybroker.cli.exits import ExitStatus
+from keybroker.cli.out_file import replaced
 from keybroker.errors import InvalidError, TooLargeError
 from keybroker.model.key import Algorithm
 from keybroker.model.request import MAX_MESSAGE_BYTES
@@ -45,7 +47,8 @@ def sign(
 ) -> None:
     """Sign a file with a key of the broker.
 
-    Prints the signature in base64, or writes its bytes to --out.
+    Prints the signature in base64, or writes its bytes to --out, whole or not at all. An answer that is lost on the way is
+    asked for again, and is the same use of the key.
 
     Examples:
 
@@ -55,9 +58,14 @@ def sign(
 
         echo hello | keybroker sign --key sessions --alg Ed25519 -
     """
+    from keybroker.client import AUTO
+
     content = _content(file, algorithm, is_digest=is_digest)
     message, digest = (None, content) if is_digest else (content, None)
-    with connect(url, svid, bundle, broker_id) as broker:
+    with contextlib.ExitStack() as stack:
+        # Before the key is used: a signature that cannot be written is a use for nothing.
+        target = stack.enter_context(replaced(out)) if out is not None and not is_question else None
+        broker = stack.enter_context(connect(url, svid, bundle, broker_id))
         if is_question:
             explanation = broker.explain(key, algorithm, message=message, digest=digest, format=form, reason=reason, media_type=media_type)
             _show_explanation(explanation, as_json=as_json)
@@ -70,10 +78,10 @@ def sign(
             format=form,
             reason=reason,
             media_type=media_type,
-            idempotency_key=idempotency_key,
+            idempotency_key=idempotency_key or AUTO,
         )
-    if out is not None:
-        out.write_bytes(signed.signature)
+        if target is not None:
+            target.write(signed.signature)
     _show(signed, out, as_json=as_json)
 
 
@@ -102,7 +110,7 @@ def _show(signed: SignedUse, out: Path | None, *, as_json: bool) -> None:
         output.json_object(signed)
     elif out is not None:
         places = signed.records
-        output.say(f"{out}: {signed.algorithm.value} by {signed.key} version {signed.version}")
+        output.say(f"{output.visible(str(out))}: {signed.algorithm.value} by {signed.key} version {signed.version}")
         output.say(f"on record: use {signed.use}, records {places.intent} and {places.outcome} of {places.log}")
     else:
         output.say(base64.b64encode(signed.signature).decode())

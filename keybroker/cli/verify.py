@@ -50,11 +50,12 @@ def verify(
         content = signed_content(algorithm, stream)
     candidates = _candidates(signature.read_bytes())
     good = [each.version for each in versions if any(is_good(each.spki, algorithm, content, one, form or "der") for one in candidates)]
+    if as_json:
+        found = {"version": good[-1]} if good else {}
+        output.json_object({"verified": bool(good), "key": key, **found, "algorithm": algorithm.value})
     if not good:
         raise BadSignatureError(f"this is not a signature of this file by the key {key} with {algorithm.value}")
-    if as_json:
-        output.json_object({"verified": True, "key": key, "version": good[-1], "algorithm": algorithm.value})
-    else:
+    if not as_json:
         output.say(f"Verified OK: {algorithm.value} by {key} version {good[-1]}")
 
 

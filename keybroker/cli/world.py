@@ -5,6 +5,7 @@ Everything is checked before the first byte is written, and a world that cannot 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import secrets
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keybroker.cli import world_text
+from keybroker.cli.arguments import UsageError
 from keybroker.cli.development_ca import DevelopmentCa
 from keybroker.errors import KeyBrokerError
 from keybroker.hsm.softhsm import make_token
@@ -36,11 +38,17 @@ _IDENTITIES = {
 _KEYS = {"orders": Algorithm.ES256, "release": Algorithm.ES256, "invoices": Algorithm.PS256, "sessions": Algorithm.ED25519}
 _OWNERS = {"orders": "payments", "release": "releases", "invoices": "payments", "sessions": "payments"}
 _WORKERS = 2
+_UNREADABLE = frozenset("#=")
+_NAME_CHARACTERS = 64  # RFC 5280 appendix A.1: ub-common-name
 _FIRST_PORT, _PORTS = 20_000, 10_000  # below the range from which Linux takes the ports of outgoing connections
 
 
 class WorldError(KeyBrokerError):
     """This world cannot be made. The text says what to change."""
+
+
+class PlanError(UsageError):
+    """This identity or this key cannot be in it. The text says what to write instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +72,19 @@ class WorldPlan:
             keys: `NAME:ALG`.
 
         Raises:
-            WorldError: one of them cannot be used, or its name is taken.
+            PlanError: one of them cannot be used, or its name is taken.
         """
         identities = {name: SpiffeId.parse(f"spiffe://{TRUST_DOMAIN}/{path}") for name, path in _IDENTITIES.items()}
         for text in workloads:
             name, identity = _workload(text)
             if name in identities:
-                raise WorldError(f"{text}: svids/{name}.pem is taken by {identities[name]}; give it another last segment")
+                raise PlanError(f"--workload {text}: svids/{name}.pem is taken by {identities[name]}; give it another last segment")
             identities[name] = identity
         chosen = dict(_KEYS)
         for text in keys:
             name, algorithm = _key(text)
             if name in chosen:
-                raise WorldError(f"{text}: there is a key {name} already; give it another name")
+                raise PlanError(f"--key {text}: there is a key {name} already; give it another name")
             chosen[name] = algorithm
         return cls(identities, chosen)
 
@@ -102,21 +110,26 @@ def make(directory: Path, plan: WorldPlan) -> World:
         TokenError: the token could not be made; nothing is left behind.
     """
     directory = directory.absolute()
-    is_new = not directory.exists()
-    if not is_new and (not directory.is_dir() or any(directory.iterdir())):
+    if not _UNREADABLE.isdisjoint(real := str(directory.resolve())) or not real.isprintable():
+        raise WorldError(
+            f"{directory}: SoftHSM's configuration cannot hold a path with `#`, `=` or characters that do not show; choose another"
+        )
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise WorldError(f"{directory} is not an empty directory; name a new one, or remove it first")
+    missing = [each for each in (directory, *directory.parents) if not each.exists()]
     try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return _fill(directory, plan)
     except BaseException:
         for child in directory.iterdir() if directory.is_dir() else ():
             shutil.rmtree(child) if child.is_dir() else child.unlink()
-        if is_new:
-            directory.rmdir()
+        for made in missing:
+            with contextlib.suppress(OSError):  # it was not made, or somebody else uses it by now
+                made.rmdir()
         raise
 
 
 def _fill(directory: Path, plan: WorldPlan) -> World:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in ("svids", "grants", "state", "run"):
         (directory / name).mkdir(mode=0o700)
     now = datetime.datetime.now(datetime.UTC)
@@ -139,20 +152,22 @@ def _workload(text: str) -> tuple[str, SpiffeId]:
     try:
         identity = SpiffeId.parse(text)
     except SpiffeIdError as err:
-        raise WorldError(f"--workload: not a SPIFFE ID ({err.rule}); for example spiffe://{TRUST_DOMAIN}/my/service") from err
+        raise PlanError(f"--workload: not a SPIFFE ID ({err.rule}); for example spiffe://{TRUST_DOMAIN}/my/service") from err
     if identity.trust_domain != TRUST_DOMAIN or not identity.path:
-        raise WorldError(f"--workload {text}: must be spiffe://{TRUST_DOMAIN}/ and a path")
+        raise PlanError(f"--workload {text}: must be spiffe://{TRUST_DOMAIN}/ and a path")
+    if len(identity.path[-1]) > _NAME_CHARACTERS:
+        raise PlanError(f"--workload {text}: names a file by its last segment, which is to have {_NAME_CHARACTERS} characters at most")
     return identity.path[-1], identity
 
 
 def _key(text: str) -> tuple[str, Algorithm]:
     name, _, algorithm = text.rpartition(":")
     if not KEY_NAME.fullmatch(name):
-        raise WorldError(f"--key {text}: must be NAME:ALGORITHM, and a name is lower-case letters, digits, `.`, `_` and `-`")
+        raise PlanError(f"--key {text}: must be NAME:ALGORITHM, and a name is lower-case letters, digits, `.`, `_` and `-`")
     try:
         return name, Algorithm(algorithm)
     except ValueError as err:
-        raise WorldError(f"--key {text}: the algorithm must be one of {', '.join(each.value for each in Algorithm)}") from err
+        raise PlanError(f"--key {text}: the algorithm must be one of {', '.join(each.value for each in Algorithm)}") from err
 
 
 def _free_ports(count: int) -> list[int]:

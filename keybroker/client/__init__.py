@@ -1,24 +1,38 @@
 """The Python SDK of keybroker: ask for a signature, look at keys, read the record.
 
 ```python
-from keybroker.client import Client
+from keybroker.client import AUTO, Client
 
 with Client("https://127.0.0.1:8443", svid=Path("svid.pem"), bundle=Path("bundle.pem")) as broker:
-    signed = broker.sign("orders", "ES256", message=b"hello")
+    signed = broker.sign("orders", "ES256", message=b"hello", idempotency_key=AUTO)
 ```
+
+`AsyncClient` is the same for asyncio. What a broker refuses is an exception of `keybroker.errors`.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from keybroker.client.errors import BrokerAnswerError, BrokerIdentityError, BrokerUnreachableError, SettingsError
-from keybroker.client.results import Explanation, Key, KeyVersion, Record, RecordPage, SignedUse, UsePlaces, Whoami
-
 if TYPE_CHECKING:
-    from keybroker.client.broker import Client
+    from keybroker.client.asks import AUTO, RecordFilters
+    from keybroker.client.broker import AsyncClient, Client
+    from keybroker.client.errors import BrokerAnswerError, BrokerIdentityError, BrokerUnreachableError, SettingsError
+    from keybroker.client.results import Explanation, Key, KeyVersion, Record, RecordPage, SignedUse, UsePlaces, Whoami
+    from keybroker.model.request import SignBody
+
+_HOMES = {
+    "keybroker.client.asks": ("AUTO", "RecordFilters"),
+    "keybroker.client.broker": ("AsyncClient", "Client"),
+    "keybroker.client.errors": ("BrokerAnswerError", "BrokerIdentityError", "BrokerUnreachableError", "SettingsError"),
+    "keybroker.client.results": ("Explanation", "Key", "KeyVersion", "Record", "RecordPage", "SignedUse", "UsePlaces", "Whoami"),
+    "keybroker.model.request": ("SignBody",),
+}
 
 __all__ = [
+    "AUTO",
+    "AsyncClient",
     "BrokerAnswerError",
     "BrokerIdentityError",
     "BrokerUnreachableError",
@@ -27,8 +41,10 @@ __all__ = [
     "Key",
     "KeyVersion",
     "Record",
+    "RecordFilters",
     "RecordPage",
     "SettingsError",
+    "SignBody",
     "SignedUse",
     "UsePlaces",
     "Whoami",
@@ -36,10 +52,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load `Client` when it is first used: an HTTP library takes longer to load than `keybroker --help` may take."""
-    if name == "Client":
-        from keybroker.client.broker import Client  # noqa: PLC0415  that is the point
-
-        return Client
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)
+    """Load a name when it is first used: an HTTP library takes longer to load than `keybroker --help` may take."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

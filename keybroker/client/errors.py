@@ -10,7 +10,16 @@ class SettingsError(KeyBrokerError):
 
 
 class BrokerUnreachableError(KeyBrokerError):
-    """There was no answer: no connection, no TLS, or no time left. Whether a request that was sent took effect is unknown."""
+    """There was no answer: no connection, no TLS, or no time left.
+
+    Attributes:
+        was_sent: whether the request, or a part of it, may have reached the broker. If not, nothing has happened there; if so, whether
+            it took effect is unknown.
+    """
+
+    def __init__(self, detail: str, *, was_sent: bool = True) -> None:
+        super().__init__(detail)
+        self.was_sent = was_sent
 
 
 class BrokerIdentityError(KeyBrokerError):

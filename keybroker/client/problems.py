@@ -45,7 +45,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> RefusalErro
         raise BrokerAnswerError(f"status {status}, and no problem document")
     try:
         document = msgspec.json.decode(body, type=ProblemDocument)
-    except (msgspec.MsgspecError, UnicodeError) as err:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as err:
         raise BrokerAnswerError(f"status {status}, and a problem document that cannot be read") from err
     after = headers.get("retry-after", "")
     return of_document(document, int(after) if after.isdecimal() and len(after) < 10 else 0)

@@ -1,35 +1,47 @@
 """Requests to one broker: mutual TLS 1.3, bounded in time and size, tried again only where that cannot use a key twice.
 
-RFC 9110 (HTTP), RFC 9457 (problem details). No proxy, no redirect, nothing from the environment.
+RFC 9110 (HTTP), RFC 9457 (problem details). Made on httpcore, which knows no proxies, redirects, cookies or environment.
 """
 
 from __future__ import annotations
 
-import random
+import asyncio
+import re
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any, Generic, TypeVar
 
-import httpx
+import httpcore
 
-from keybroker.client import problems, tls
+from keybroker.client import problems
+from keybroker.client.asks import Ask
+from keybroker.client.async_sockets import AsyncioBackend
+from keybroker.client.call import Call
+from keybroker.client.deadline import DeadlineBackend
 from keybroker.client.errors import BrokerAnswerError, BrokerIdentityError, BrokerUnreachableError, SettingsError
-from keybroker.errors import RefusalError, SvidInvalidError
+from keybroker.client.pools import Pools
+from keybroker.client.tls import Credentials, WrongPeerError
+from keybroker.errors import KeyBrokerError, SvidInvalidError
 from keybroker.model.identity import SpiffeId
 
 TIMEOUT_S = 30.0
-MAX_ATTEMPTS = 4
+MAX_CONNECTIONS = 100
 MAX_ANSWER_BYTES = 32 * 1024 * 1024  # a page of records is cut at 8 MiB
 _CONNECT_S = 5.0
-_FIRST_PAUSE_S = 0.1
+_KEEP_S = 30.0  # half of what a broker keeps an idle connection for: neither end closes it under the other
 _OK = 200
+_DEFAULT_PORT = 443
+_URL = re.compile(r"https://(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?/?", re.IGNORECASE | re.ASCII)
+_FAILURES = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, OSError)
+
+T = TypeVar("T")
+P = TypeVar("P")
 
 
-class Transport:
-    """The way to one broker. Not for use by several threads at once.
+class _Base(Generic[P]):
+    """What both transports know and neither does differently.
 
     Args:
         url: `https://HOST:PORT`.
@@ -37,41 +49,45 @@ class Transport:
         bundle: file with the CA certificates of our trust domain; read again when it changes.
         broker_id: the SPIFFE ID that the broker must prove; None for `spiffe://<our trust domain>/keybroker`.
         timeout_s: seconds for one call, all attempts together.
+        make: a pool of connections with a TLS context.
 
     Raises:
         SettingsError: the URL cannot be used.
         ConfigError: the SVID or the bundle cannot be used.
     """
 
-    def __init__(self, url: str, svid: Path, bundle: Path, broker_id: SpiffeId | None, timeout_s: float) -> None:
-        self._url = _base(url)
-        self._credentials = tls.Credentials(svid, bundle, broker_id)
+    def __init__(
+        self, url: str, svid: Path, bundle: Path, broker_id: SpiffeId | None, timeout_s: float, make: Callable[[ssl.SSLContext], P]
+    ) -> None:
+        self._authority = authority_of(url)
         self._timeout_s = timeout_s
-        self._context: ssl.SSLContext | None = None
-        self._http: httpx.Client | None = None
-        self._connect()
+        self._pools = Pools(Credentials(svid, bundle, broker_id), make)
 
-    def get(self, path: str, parameters: Mapping[str, str] | None = None) -> bytes:
-        """The body of a 200 answer."""
-        return self._ask(lambda http: http.build_request("GET", path, params=parameters), is_repeatable=True)
+    def _call(self, ask: Ask[T]) -> Call:
+        return Call(is_repeatable=ask.is_repeatable, timeout_s=self._timeout_s)
 
-    def post(self, path: str, body: bytes, idempotency_key: str = "") -> bytes:
-        """The body of a 200 answer. Tried again only with an idempotency key."""
-        headers = {"Content-Type": "application/json"} | ({"Idempotency-Key": idempotency_key} if idempotency_key else {})
-        return self._ask(lambda http: http.build_request("POST", path, content=body, headers=headers), is_repeatable=bool(idempotency_key))
+    def _request(self, ask: Ask[T], **timeouts: float) -> dict[str, Any]:
+        """One request, as httpcore's pools take it."""
+        common = [("Host", self._authority), ("Accept", "application/json, application/problem+json"), ("Accept-Encoding", "identity")]
+        return {
+            "method": ask.method,
+            "url": f"https://{self._authority}{ask.target}",
+            "headers": [*common, *ask.headers],
+            "content": ask.body if ask.method == "POST" else None,
+            "extensions": {"timeout": timeouts},
+        }
 
-    def close(self) -> None:
-        """End all connections."""
-        if self._http is not None:
-            self._http.close()
+    def _failure(self, err: Exception) -> KeyBrokerError:
+        return failure(err, f"https://{self._authority}", self._timeout_s)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+class Transport(_Base[httpcore.ConnectionPool]):
+    """The way to one broker, for threads: any number of them at once."""
 
-    def _ask(self, build: Callable[[httpx.Client], httpx.Request], *, is_repeatable: bool) -> bytes:
+    def __init__(self, url: str, svid: Path, bundle: Path, broker_id: SpiffeId | None, timeout_s: float) -> None:
+        super().__init__(url, svid, bundle, broker_id, timeout_s, _make_pool)
+
+    def send(self, ask: Ask[T]) -> T:
         """Ask, and ask again after a pause while that is safe and there is time.
 
         Raises:
@@ -80,91 +96,147 @@ class Transport:
             BrokerIdentityError: another than the broker answered.
             BrokerAnswerError: the answer makes no sense.
         """
-        deadline = time.monotonic() + self._timeout_s
-        attempt = 0
+        call = self._call(ask)
         while True:
-            attempt += 1
             try:
-                return self._once(build, deadline)
-            except (RefusalError, BrokerUnreachableError) as err:
-                asked_for = err.retry_after if isinstance(err, RefusalError) else 0
-                is_passing = asked_for > 0 or isinstance(err, BrokerUnreachableError)
-                pause = asked_for + _FIRST_PAUSE_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)  # noqa: S311  spreads load
-                if not (is_repeatable and is_passing and attempt < MAX_ATTEMPTS and time.monotonic() + pause < deadline):
-                    raise
+                return ask.decode(self._once(ask, call))
+            except KeyBrokerError as err:
+                pause = call.pause_after(err)
             time.sleep(pause)
 
-    def _once(self, build: Callable[[httpx.Client], httpx.Request], deadline: float) -> bytes:
-        http = self._connect()
-        request = build(http)
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise BrokerUnreachableError(f"{self._url}: no answer in {self._timeout_s:g} s")
-        request.extensions["timeout"] = httpx.Timeout(left, connect=min(left, _CONNECT_S)).as_dict()
+    def _once(self, ask: Ask[T], call: Call) -> bytes:
+        pool = self._pools.take()
+        end = call.deadline
+        connect_end = min(end, time.monotonic() + _CONNECT_S)
         try:
-            response = http.send(request, stream=True)
+            with pool.stream(**self._request(ask, pool=call.left, connect=connect_end, read=end, write=end)) as response:
+                answer = Answer(response.status, response.headers)
+                for piece in response.iter_stream():
+                    answer.take(piece)
+        except _FAILURES as err:
+            raise self._failure(err) from err
+        finally:
+            for outdated in self._pools.give_back(pool):
+                outdated.close()
+        return answer.body()
+
+    def close(self) -> None:
+        """End all connections, those of calls that are under way when they have their answer."""
+        for pool in self._pools.end():
+            pool.close()
+
+
+class AsyncTransport(_Base[httpcore.AsyncConnectionPool]):
+    """The way to one broker, for tasks of one event loop: any number of them at once."""
+
+    def __init__(self, url: str, svid: Path, bundle: Path, broker_id: SpiffeId | None, timeout_s: float) -> None:
+        super().__init__(url, svid, bundle, broker_id, timeout_s, _make_async_pool)
+
+    async def send(self, ask: Ask[T]) -> T:
+        """As `Transport.send`."""
+        call = self._call(ask)
+        while True:
             try:
-                body = self._read(response, deadline)
-            finally:
-                response.close()
-        except httpx.HTTPError as err:
-            raise _translated(err, self._url) from err
-        if response.status_code == _OK:
-            return body
-        raise problems.refusal(response.status_code, response.headers, body)
+                return ask.decode(await self._once(ask, call))
+            except KeyBrokerError as err:
+                pause = call.pause_after(err)
+            await asyncio.sleep(pause)
 
-    def _read(self, response: httpx.Response, deadline: float) -> bytes:
-        body = bytearray()
-        for piece in response.iter_raw():
-            body += piece
-            if len(body) > MAX_ANSWER_BYTES:
-                raise BrokerAnswerError(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
-            if time.monotonic() > deadline:
-                raise BrokerUnreachableError(f"{self._url}: no complete answer in {self._timeout_s:g} s")
-        return bytes(body)
+    async def _once(self, ask: Ask[T], call: Call) -> bytes:
+        pool = self._pools.take()
+        try:
+            async with asyncio.timeout(call.left):
+                async with pool.stream(**self._request(ask, connect=_CONNECT_S)) as response:
+                    answer = Answer(response.status, response.headers)
+                    async for piece in response.aiter_stream():
+                        answer.take(piece)
+        except _FAILURES as err:
+            raise self._failure(err) from err
+        finally:
+            for outdated in self._pools.give_back(pool):
+                await outdated.aclose()
+        return answer.body()
 
-    def _connect(self) -> httpx.Client:
-        """The connection pool; a new one after the SVID or the bundle has changed."""
-        context = self._credentials.context()
-        if self._http is None or context is not self._context:
-            self.close()
-            self._context = context
-            headers = {"Accept": "application/json, application/problem+json", "Accept-Encoding": "identity"}
-            self._http = httpx.Client(base_url=self._url, verify=context, trust_env=False, follow_redirects=False, headers=headers)
-        return self._http
+    async def aclose(self) -> None:
+        """End all connections, those of calls that are under way when they have their answer."""
+        for pool in self._pools.end():
+            await pool.aclose()
 
 
-def _base(url: str) -> str:
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as err:
-        raise SettingsError("the URL of the broker is not a URL; give --url https://HOST:PORT") from err
-    if parsed.scheme != "https" or not parsed.host or parsed.path not in {"", "/"} or parsed.query or parsed.userinfo or parsed.fragment:
+class Answer:
+    """An answer that arrives piece by piece."""
+
+    def __init__(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        self._status = status
+        self._headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
+        self._body = bytearray()
+
+    def take(self, piece: bytes) -> None:
+        """Keep the next piece of the body.
+
+        Raises:
+            BrokerAnswerError: it becomes larger than any answer of a broker.
+        """
+        self._body += piece
+        if len(self._body) > MAX_ANSWER_BYTES:
+            raise BrokerAnswerError(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
+
+    def body(self) -> bytes:
+        """The whole body of a 200.
+
+        Raises:
+            RefusalError: the broker said no.
+            BrokerAnswerError: it is neither.
+        """
+        if self._status != _OK:
+            raise problems.refusal(self._status, self._headers, bytes(self._body))
+        return bytes(self._body)
+
+
+def authority_of(url: str) -> str:
+    """`HOST:PORT` of a broker's URL (RFC 3986 section 3.2).
+
+    Raises:
+        SettingsError: it is not `https://HOST:PORT`.
+    """
+    match = _URL.fullmatch(url)
+    port = int(match["port"] or _DEFAULT_PORT) if match else 0
+    if match is None or not 0 < port < 65_536:
         raise SettingsError("the URL of the broker must be https://HOST:PORT and nothing more (--url, KEYBROKER_URL)")
-    return f"https://{parsed.netloc.decode()}"
+    return f"{match['host'].lower()}:{port}"
 
 
-def _translated(err: httpx.HTTPError, url: str) -> Exception:
+def failure(err: Exception, url: str, timeout_s: float) -> KeyBrokerError:
     """What a failure of the connection means."""
-    cause: BaseException | None = err
-    while cause is not None:
-        if isinstance(cause, tls.WrongPeerError):
-            return BrokerIdentityError(cause.detail)
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return BrokerIdentityError(f"{url} shows a certificate that the bundle does not vouch for: {cause.verify_message}")
-        if isinstance(cause, ssl.SSLError):
-            return _alert(cause, url)
-        cause = cause.__cause__ or cause.__context__
-    if isinstance(err, httpx.ConnectTimeout):
-        return BrokerUnreachableError(f"{url} does not answer")
-    if isinstance(err, httpx.TimeoutException):
-        return BrokerUnreachableError(f"{url} took too long to answer")
-    return BrokerUnreachableError(f"{url}: {str(err) or type(err).__name__}")
+    # A NetworkError stands for the library's own error; the pool has cleared its __cause__, not its __context__.
+    origin = (err.__cause__ or err.__context__ or err) if isinstance(err, httpcore.NetworkError) else err
+    was_sent = not isinstance(err, (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout))
+    if isinstance(origin, WrongPeerError):
+        return BrokerIdentityError(origin.detail)
+    if isinstance(origin, ssl.SSLCertVerificationError):
+        return BrokerIdentityError(f"{url} shows a certificate that the bundle does not vouch for: {origin.verify_message}")
+    if isinstance(origin, ssl.SSLError):
+        return _alert(origin, url, was_sent=was_sent)
+    if isinstance(err, httpcore.ConnectTimeout):
+        return BrokerUnreachableError(f"{url} does not answer", was_sent=False)
+    if isinstance(err, (httpcore.TimeoutException, TimeoutError)):
+        return BrokerUnreachableError(f"{url}: no complete answer in {timeout_s:g} s", was_sent=was_sent)
+    return BrokerUnreachableError(f"{url}: {str(err) or type(err).__name__}", was_sent=was_sent)
 
 
-def _alert(err: ssl.SSLError, url: str) -> Exception:
+def _alert(err: ssl.SSLError, url: str, *, was_sent: bool) -> KeyBrokerError:
     """An alert about our certificate is the broker's refusal of it (RFC 8446 section 6.2); anything else is trouble with TLS."""
     name = (err.reason or "").partition("_ALERT_")[2].lower().replace("_", "-")
-    if "certificate" in name or name in {"unknown-ca", "access-denied"}:
+    if "certificate" in name or name in {"unknown-ca", "access-denied", "decrypt-error"}:
         return SvidInvalidError("The broker refused this SVID in the TLS handshake.", reasons=(name,))
-    return BrokerUnreachableError(f"{url}: no TLS 1.3 connection: {err.reason or err}")
+    return BrokerUnreachableError(f"{url}: no TLS 1.3 connection: {err.reason or err}", was_sent=was_sent)
+
+
+def _make_pool(context: ssl.SSLContext) -> httpcore.ConnectionPool:
+    return httpcore.ConnectionPool(context, max_connections=MAX_CONNECTIONS, keepalive_expiry=_KEEP_S, network_backend=DeadlineBackend())
+
+
+def _make_async_pool(context: ssl.SSLContext) -> httpcore.AsyncConnectionPool:
+    return httpcore.AsyncConnectionPool(
+        context, max_connections=MAX_CONNECTIONS, keepalive_expiry=_KEEP_S, network_backend=AsyncioBackend()
+    )

@@ -49,21 +49,24 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         exchange = Exchange.begin(cast("dict[str, Any]", scope), self._tracer)
-        status = 0
+        status, is_whole = 0, False
 
         async def counted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, is_whole
             if message["type"] == "http.response.start":
                 status = message["status"]
+            else:
+                is_whole = not message.get("more_body", False)
             await send(message)
 
         try:
             _refuse_repeated(scope["query_string"])
             await self._routes(scope, receive, counted)
         except Exception as err:
-            if status:
+            if not status:
+                await _refusal(exchange, err)(scope, receive, counted)
+            elif not is_whole:  # Starlette raises again what it has answered
                 raise
-            await _refusal(exchange, err)(scope, receive, counted)
         route = getattr(scope.get("route"), "path", "none")
         self._metrics.answered(route, status)
         exchange.laps.lap("answer")
@@ -90,7 +93,7 @@ def _routes(authority: AuthorityLink, metrics: FrontendMetrics) -> FastAPI:
         return json_answer(document)
 
     app.router.routes.append(_PlainRoute(DOCUMENT, describe, methods=["GET"]))
-    for kind in (HTTPException, RequestValidationError, RefusalError, ProblemError):
+    for kind in (HTTPException, RequestValidationError, RefusalError, ProblemError, Exception):
         app.add_exception_handler(kind, _on_error)
     return app
 

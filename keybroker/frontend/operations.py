@@ -107,5 +107,5 @@ def merged(*texts: str) -> str:
 def _families(text: str) -> Iterator[tuple[str, str]]:
     starts = [(match[1], match.start()) for match in _FAMILY.finditer(text)]
     ends = [*(start for _, start in starts[1:]), len(text)]
-    for (name, start), end in zip(starts, ends, strict=True):
+    for (name, start), end in zip(starts, ends, strict=False):  # a text without a family has an end and no start
         yield name, text[start:end]

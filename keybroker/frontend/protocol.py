@@ -48,10 +48,11 @@ class HttpLimits:
         idle_s: seconds between an answer and the next request.
         send_s: seconds in which a client that has stopped reading must begin again.
         linger_s: seconds in which the rest of a body that is too large is dropped, so that its sender gets to read the answer.
+        linger_bytes: of it that are read at all in that time.
         target_bytes: of the request target.
         header_bytes: names and values of all header fields, with four bytes for each.
         header_fields: how many.
-        body_bytes: for a request target, how large a body may be.
+        body_bytes: for the path of a request target, how large a body may be.
     """
 
     body_bytes: Callable[[bytes], int]
@@ -59,6 +60,7 @@ class HttpLimits:
     idle_s: float = 60.0
     send_s: float = 8.0
     linger_s: float = 1.0
+    linger_bytes: int = 1024 * 1024
     target_bytes: int = 8 * 1024
     header_bytes: int = 16 * 1024
     header_fields: int = 100
@@ -119,6 +121,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._body = bytearray()
         self._body_limit = 0
         self._borrowed = 0
+        self._dropped = 0
 
     # The connection
 
@@ -155,6 +158,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse; whatever breaks a rule ends here, with one answer."""
         if self._phase is _Phase.DEAF:
+            self._dropped += len(data)
+            if self._dropped > self._limits.linger_bytes:
+                self.flow.pause_reading()
             return
         try:
             self.parser.feed_data(data)
@@ -197,9 +203,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             self._stop(MalformedError("This server speaks HTTP/1.1 and nothing else."))
         target = httptools.parse_url(self.url)
-        if not target.path:
+        if not target.path or b"#" in self.url:  # a fragment is no part of a request target (RFC 9112 section 3.2)
             self._stop(MalformedError(_NOT_HTTP))
-        self._body_limit = self._limits.body_bytes(self.url)
+        self._body_limit = self._limits.body_bytes(target.path)
         self._judge_fields()
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]  # a TypedDict is a dict
         scope["method"] = self.parser.get_method().decode()
@@ -339,8 +345,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._timer = None
         if self._phase in {_Phase.HEAD, _Phase.BODY}:
             self._end_with(RequestTimeoutError(f"A request is to arrive within {self._limits.request_s:g} seconds."))
-        elif self.flow.write_paused:
-            self.transport.abort()  # an orderly end would wait for a client that has stopped reading
+        elif self.flow.write_paused or self._dropped > self._limits.linger_bytes:
+            self.transport.abort()  # an orderly end would wait for a client that has stopped reading, or read on from one that sends on
         elif not self.transport.is_closing():
             self.transport.close()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from enum import Enum
 from typing import Annotated, Literal
 
 import msgspec
 from fastapi import APIRouter, Query
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 from starlette.requests import Request
 from starlette.responses import Response
@@ -37,6 +38,7 @@ from keybroker.model.record import Outcome, RecordKind
 
 MAX_PAGE = 1_000
 _MAX_INDEX = 2**53 - 1
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,15}")
 
 
 def _one_of(names: type[Enum]) -> Callable[[str], str]:
@@ -59,6 +61,14 @@ def _moment(text: str) -> str:
     return text
 
 
+def _plainly(text: object) -> object:
+    """One spelling of every number: no sign, no leading zero, no underscore, no fraction."""
+    if isinstance(text, str) and not _NUMBER.fullmatch(text):
+        raise PydanticCustomError("number", "a number in decimal digits")
+    return text
+
+
+Number = Annotated[int, BeforeValidator(_plainly)]
 Moment = Annotated[str, AfterValidator(_moment), Field(max_length=40, description="RFC 3339, with an offset from UTC")]
 Kind = Annotated[str, AfterValidator(_one_of(RecordKind))]
 Ended = Annotated[str, AfterValidator(_one_of(Outcome))]
@@ -74,7 +84,7 @@ class PublicParameters(Parameters):
     """How to write a public key, and of which version; the one that signs, if absent."""
 
     format: Literal["pem", "jwk", "openssh"] = "pem"
-    version: int | None = Field(default=None, ge=1, le=_MAX_INDEX)
+    version: Number | None = Field(default=None, ge=1, le=_MAX_INDEX)
 
 
 class RecordParameters(Parameters):
@@ -89,7 +99,7 @@ class RecordParameters(Parameters):
     since: Moment = ""
     until: Moment = ""
     cursor: str = Field(default="", max_length=64, description="`next` of the page before")
-    limit: int = Field(default=100, ge=1, le=MAX_PAGE)
+    limit: Number = Field(default=100, ge=1, le=MAX_PAGE)
 
     def ask(self) -> QueryRecords:
         """As the authority takes it."""
@@ -161,7 +171,7 @@ class Reading:
         reply = await self._authority.ask(Exchange.of(request), parameters.ask(), RecordsReply)
         return json_answer({"records": [msgspec.Raw(leaf) for leaf in reply.records], "next": reply.next or None})
 
-    async def record(self, request: Request, index: int) -> Response:
+    async def record(self, request: Request, index: Number) -> Response:
         """One record by its index in the log: the bytes that are hashed."""
         if not 0 <= index <= _MAX_INDEX:
             raise NotFoundError("")

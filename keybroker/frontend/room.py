@@ -110,7 +110,9 @@ def _protocol_factory(
     app: Application, connections: ServerState, metrics: FrontendMetrics
 ) -> Callable[[str, Callable[[], None]], asyncio.Protocol]:
     """Makes the protocol object of each connection; they share limits and a budget."""
-    config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, server_header=False, date_header=False, ws="none")
+    config = uvicorn.Config(
+        app, lifespan="off", log_config=None, access_log=False, server_header=False, date_header=False, proxy_headers=False, ws="none"
+    )
     config.load()
     limits, budget = HttpLimits(body_bytes=body_limit), BodyBudget(_BODY_BUDGET)
 

@@ -134,7 +134,10 @@ class Worker:
 def main() -> int:
     """Log in, listen, serve; the exit status."""
     harden()
-    order = WorkerOrder.from_bytes(sys.stdin.buffer.read())
+    said = sys.stdin.buffer.read()
+    if not said:
+        return 1  # the room was killed before it could say anything
+    order = WorkerOrder.from_bytes(said)
     die_with_parent(order.parent)
     _WALLS.enter()
     os.environ.update(order.environment)

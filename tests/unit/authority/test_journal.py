@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from keybroker.audit.chain import check
+from keybroker.authority import journal as journal_module
 from keybroker.authority.journal import Entry, StaleGenerationError
-from keybroker.authority.store.sqlite import SqliteStore, StoreBrokenError
+from keybroker.authority.store.faults import StoreBrokenError
+from keybroker.authority.store.sqlite import Pin, SqliteStore
 from keybroker.errors import AuditUnavailableError, StoreError
 from keybroker.model.record import Draft, Outcome, RecordKind
 from tests.brokers import fake_broker, read_leaves
@@ -30,8 +33,9 @@ def outcome(use: str, trail: str = A) -> Entry:
 class FailingDatabase:
     """A connection that fails one statement, as SQLite reports it."""
 
-    def __init__(self, real: sqlite3.Connection, statement: str, code: int, name: str) -> None:
+    def __init__(self, real: sqlite3.Connection, statement: str, code: int, name: str, spared: int = 0) -> None:
         self._real = real
+        self._spared = spared
         self._statement = statement
         self._error = sqlite3.OperationalError(name)
         self._error.sqlite_errorcode = code
@@ -42,17 +46,29 @@ class FailingDatabase:
         return self._real.in_transaction
 
     def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
-        if statement.startswith(self._statement):
-            raise self._error
+        self._fail(statement)
         return self._real.execute(statement, *values)
 
     def executemany(self, statement: str, *values: Any) -> sqlite3.Cursor:
-        if statement.startswith(self._statement):
-            raise self._error
+        self._fail(statement)
         return self._real.executemany(statement, *values)
+
+    def _fail(self, statement: str) -> None:
+        if statement.startswith(self._statement):
+            if self._spared == 0:
+                raise self._error
+            self._spared -= 1
 
     def close(self) -> None:
         self._real.close()
+
+
+async def wait_until(holds: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if holds():
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("it did not come true in time")
 
 
 def test_record_is_durable_when_write_returns(tmp_path: Path) -> None:
@@ -162,7 +178,8 @@ def test_failed_write_refuses_the_group_and_the_next_succeeds(tmp_path: Path, st
             assert all(isinstance(result, AuditUnavailableError) for result in results)
             states = [broker.journal.is_writable]
             broker.store._db = real
-            assert await broker.journal.write(intent("after", B)) == 1
+            assert await broker.journal.write(intent("after", B)) == 2
+            assert broker.records()[1]["body"] == {"event": "record-not-writable", "detail": name, "count": 2}
             assert [*states, broker.journal.is_writable] == [False, True]
             assert broker.broken == []
             assert broker.faults() == []
@@ -193,9 +210,120 @@ def test_owed_outcome_goes_first_when_writing_works_again(tmp_path: Path) -> Non
             with pytest.raises(AuditUnavailableError):
                 await broker.journal.write(intent("v"))
             broker.store._db = real
-            assert await broker.journal.write(intent("w")) == 2
-            assert [record["use"] for record in broker.records()] == ["u", "u", "w"]
+            assert await broker.journal.write(intent("w")) == 3
+            assert [record["use"] or record["kind"] for record in broker.records()] == ["u", "u", "security", "w"]
             assert broker.faults() == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.case(57)
+@pytest.mark.parametrize("is_owed", [False, True])
+def test_journal_finds_out_by_itself_that_writing_works_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_owed: bool) -> None:
+    monkeypatch.setattr(journal_module, "RETRY_SECONDS", 0.02)
+
+    async def main() -> None:
+        async with fake_broker(tmp_path) as broker:
+            await broker.journal.write(intent("u"))
+            real = broker.store._db
+            broker.store._db = FailingDatabase(real, "COMMIT", sqlite3.SQLITE_FULL, "SQLITE_FULL")  # type: ignore[assignment]
+            for entry in (outcome("u"), intent("v")):
+                with pytest.raises(AuditUnavailableError):
+                    await broker.journal.write(entry)
+            if is_owed:
+                broker.journal.owe(outcome("u"))
+            await asyncio.sleep(0.1)
+            assert not broker.journal.is_writable
+            broker.store._db = real
+            await wait_until(lambda: broker.journal.is_writable)
+            kinds = [record["outcome"] or record["kind"] for record in broker.records()]
+            assert kinds == ["intent", "signed", "security"] if is_owed else ["intent", "security"]
+            assert broker.records()[-1]["body"] == {"event": "record-not-writable", "detail": "SQLITE_FULL", "count": 2}
+            await asyncio.sleep(0.1)
+            assert broker.journal.size == len(kinds)  # and then it is quiet
+
+    asyncio.run(main())
+
+
+def test_owed_outcome_of_a_use_that_was_closed_meanwhile_is_dropped_and_stops_nobody(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with fake_broker(tmp_path) as broker:
+            await broker.journal.write(intent("u"))
+            await broker.journal.write(outcome("u"))
+            broker.journal.owe(outcome("u"))
+            broker.journal.owe(outcome("never began"))
+            assert await broker.journal.write(intent("v")) == 2
+            assert await broker.journal.write(outcome("v")) == 3
+            assert broker.journal.is_writable
+            assert broker.faults() == []
+
+    asyncio.run(main())
+
+
+def test_owed_outcome_is_written_at_an_orderly_end(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with fake_broker(tmp_path) as broker:
+            await broker.journal.write(intent("u"))
+            broker.journal.owe(outcome("u"))
+
+    asyncio.run(main())
+    assert [leaf.count(b'"outcome":"signed"') for leaf in read_leaves(tmp_path)] == [0, 1]
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["use is open", "use is closed"])
+def test_entry_that_contradicts_the_record_is_refused_alone(tmp_path: Path, *, is_late: bool) -> None:
+    async def main() -> None:
+        async with fake_broker(tmp_path) as broker:
+            pin = Pin("k", 1, "ec-p256", b"spki", 0)
+            await broker.journal.write(Entry(Draft(kind=RecordKind.ADMIN), pin=pin))
+            await broker.journal.write(intent("u"))
+            if is_late:
+                await broker.journal.write(outcome("u"))
+            before = broker.journal.size
+            broker.journal.owe(outcome("nobody's"))
+            results = await asyncio.gather(
+                broker.journal.write(intent("a")),
+                broker.journal.write(intent("u", B)),
+                broker.journal.write(outcome("unheard of")),
+                broker.journal.write(Entry(Draft(kind=RecordKind.ADMIN), pin=pin)),
+                broker.journal.write(intent("b", B)),
+                return_exceptions=True,
+            )
+            assert [type(result) for result in results] == [int, AuditUnavailableError, AuditUnavailableError, AuditUnavailableError, int]
+            assert (results[0], results[4]) == (before, before + 1)
+            assert broker.journal.is_writable
+            assert broker.faults() == []
+            assert broker.broken == []
+
+    asyncio.run(main())
+
+
+def test_entries_apart_share_the_fate_of_the_disk(tmp_path: Path) -> None:
+    """The disk fills up while a group is written one by one: what is on record is answered so, and the rest is refused."""
+
+    async def main() -> None:
+        async with fake_broker(tmp_path) as broker:
+            await broker.journal.write(intent("u"))
+            real = broker.store._db
+            broker.store._db = FailingDatabase(real, "COMMIT", sqlite3.SQLITE_FULL, "SQLITE_FULL", spared=1)  # type: ignore[assignment]
+            writes = (broker.journal.write(intent(use)) for use in ("a", "u", "b"))
+            results = await asyncio.gather(*writes, return_exceptions=True)
+            assert [type(result) for result in results] == [int, AuditUnavailableError, AuditUnavailableError]
+            assert not broker.journal.is_writable
+            broker.store._db = real
+            assert await broker.journal.write(intent("c")) == 3
+            assert [record["use"] or record["body"]["count"] for record in broker.records()] == ["u", "a", 1, "c"]
+            assert broker.faults() == []
+
+    asyncio.run(main())
+
+
+def test_write_after_the_end_is_refused_and_hangs_nobody(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with fake_broker(tmp_path) as broker:
+            broker.journal._convoy.close()
+            with pytest.raises(AuditUnavailableError, match="stopping"):
+                await asyncio.wait_for(broker.journal.write(intent("u")), 5)
 
     asyncio.run(main())
 

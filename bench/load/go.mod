@@ -1,0 +1,3 @@
+module keybroker.example/bench/load
+
+go 1.19

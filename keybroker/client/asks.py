@@ -1,0 +1,283 @@
+"""Everything that can be asked of a broker, as values: one function for each question, and no I/O.
+
+`Client` and `AsyncClient` have these functions as their methods, and differ only in how they send what the functions return.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack
+from urllib.parse import urlencode
+
+import msgspec
+
+from keybroker.client import problems
+from keybroker.client.errors import BrokerAnswerError
+from keybroker.client.results import Explanation, Key, Record, RecordPage, SignedUse, Whoami
+from keybroker.errors import InvalidError, RefusalError
+from keybroker.model.key import KEY_NAME, Algorithm
+from keybroker.model.request import Format, SignBody
+
+PublicKeyFormat = Literal["pem", "jwk", "openssh"]
+
+T = TypeVar("T")
+
+_IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_RANDOM_BYTES = 24
+
+
+class Auto(enum.Enum):
+    """The type of `AUTO`."""
+
+    AUTO = "auto"
+
+
+AUTO = Auto.AUTO
+"""As an idempotency key: a new random one for each call, so that the call can be tried again without a second use of the key."""
+
+
+class RecordFilters(TypedDict, total=False):
+    """Which records; what is empty or absent does not filter.
+
+    Attributes:
+        workload: a SPIFFE ID. Without it: everything that we may read.
+        key: name of a key.
+        kind: of record.
+        outcome: `signed`, `failed`, `withheld` or `unknown`.
+        use: ULID of a use.
+        since: RFC 3339; not earlier.
+        until: RFC 3339; earlier than this.
+    """
+
+    workload: str
+    key: str
+    kind: str
+    outcome: str
+    use: str
+    since: str
+    until: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ask(Generic[T]):
+    """One question.
+
+    Attributes:
+        method: of HTTP.
+        target: path and query, ASCII.
+        decode: makes the answer's value of the body of a 200; raises `BrokerAnswerError` where that cannot be.
+        body: JSON, for POST.
+        idempotency_key: empty for none.
+    """
+
+    method: Literal["GET", "POST"]
+    target: str
+    decode: Callable[[bytes], T]
+    body: bytes = field(default=b"", repr=False)
+    idempotency_key: str = ""
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether asking twice does no more than asking once."""
+        return self.method == "GET" or bool(self.idempotency_key)
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """The header fields that are this question's own."""
+        fields = [] if self.method == "GET" else [("Content-Type", "application/json")]
+        return [*fields, ("Idempotency-Key", self.idempotency_key)] if self.idempotency_key else fields
+
+
+def whoami() -> Ask[Whoami]:
+    """What the broker sees of us."""
+    return _get("/v1/whoami", partial(_decoded, Whoami))
+
+
+def keys() -> Ask[tuple[Key, ...]]:
+    """The keys that we may look at."""
+    return _get("/v1/keys", lambda data: _decoded(_Keys, data).keys)
+
+
+def key(name: str) -> Ask[Key]:
+    """One key and its versions."""
+    return _get(_path(name), partial(_decoded, Key))
+
+
+def public_key(name: str, format: PublicKeyFormat = "pem", version: int | None = None) -> Ask[str]:  # noqa: A002  as the broker calls it
+    """The public key of one version (of the one that signs, if None), as text: PEM, JWK (RFC 7517) or OpenSSH."""
+    return _get(f"{_path(name)}/public", _text, format=format, **({} if version is None else {"version": str(version)}))
+
+
+def jwks() -> Ask[dict[str, Any]]:
+    """The public keys that we may look at, as a JWK set (RFC 7517 section 5)."""
+    return _get("/v1/jwks", partial(_decoded, dict[str, Any]))
+
+
+def sign(
+    key: str,
+    algorithm: Algorithm | str,
+    *,
+    message: bytes | None = None,
+    digest: bytes | None = None,
+    format: Format | None = None,  # noqa: A002  the word that the broker uses
+    reason: str = "",
+    media_type: str = "",
+    idempotency_key: str | Auto = "",
+) -> Ask[SignedUse]:
+    """Use a key once.
+
+    Args:
+        key: its name.
+        algorithm: a JOSE name.
+        message: what to sign, at most 256 KiB; the broker hashes it.
+        digest: what to sign, already hashed; needs a grant of `sign-digest`. Exactly one of the two is given.
+        format: of an ECDSA signature: `der` (if None) or `p1363`.
+        reason: why, for people who read the record.
+        media_type: of the message, for rules that look at it.
+        idempotency_key: `AUTO`, or 1 to 64 characters of `[A-Za-z0-9_-]`. With one, a lost answer is asked for again, and no second
+            use is made. Without one, nothing is tried again.
+    """
+    body = msgspec.json.encode(_sign_body(algorithm, message, digest, format, reason, media_type))
+    return Ask("POST", f"{_path(key)}/sign", partial(_decoded, SignedUse), body, _idempotency_key(idempotency_key))
+
+
+def sign_batch(key: str, items: Sequence[SignBody], *, idempotency_key: str | Auto = "") -> Ask[tuple[SignedUse | RefusalError, ...]]:
+    """Use a key once for each of up to 1,000 items. One answer or refusal for each, in order; none of them is raised."""
+
+    def decode(data: bytes) -> tuple[SignedUse | RefusalError, ...]:
+        results = _decoded(_Batch, data).results
+        if len(results) != len(items):
+            raise BrokerAnswerError(f"{len(results)} answers to {len(items)} items")
+        return tuple(map(_result, results))
+
+    return Ask("POST", f"{_path(key)}/sign/batch", decode, msgspec.json.encode({"items": items}), _idempotency_key(idempotency_key))
+
+
+def explain(
+    key: str,
+    algorithm: Algorithm | str,
+    *,
+    message: bytes | None = None,
+    digest: bytes | None = None,
+    format: Format | None = None,  # noqa: A002  the word that the broker uses
+    reason: str = "",
+    media_type: str = "",
+) -> Ask[Explanation]:
+    """The decision that `sign` would get. No key is used; that it was asked is on record."""
+    body = msgspec.json.encode(_sign_body(algorithm, message, digest, format, reason, media_type))
+    return Ask("POST", f"{_path(key)}/sign/explain", partial(_decoded, Explanation), body)
+
+
+def records(*, cursor: str = "", limit: int = 100, **filters: Unpack[RecordFilters]) -> Ask[RecordPage]:
+    """A page of the record, oldest first. That it was read is on record too.
+
+    Args:
+        cursor: `next` of the page before.
+        limit: records at most, 1 to 1,000.
+        filters: which records, by `workload` (a SPIFFE ID), `key`, `kind`, `outcome`, `use`, `since` and `until` (RFC 3339); what is
+            empty or absent does not filter.
+    """
+    unknown = filters.keys() - RecordFilters.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"records are not filtered by {', '.join(sorted(unknown))}")
+    parameters = {name: str(value) for name, value in filters.items() if value}
+    return _get("/v1/audit/records", _page, **parameters, **({"cursor": cursor} if cursor else {}), limit=str(limit))
+
+
+def record(index: int) -> Ask[Record]:
+    """One record by its index in the log."""
+    return _get(f"/v1/audit/records/{int(index)}", _record)
+
+
+class _Keys(msgspec.Struct, frozen=True):
+    keys: tuple[Key, ...]
+
+
+class _Page(msgspec.Struct, frozen=True):
+    records: tuple[msgspec.Raw, ...]
+    next: str | None
+
+
+class _Batch(msgspec.Struct, frozen=True):
+    results: tuple[msgspec.Raw, ...]
+
+
+def _get(path: str, decode: Callable[[bytes], T], **parameters: str) -> Ask[T]:
+    return Ask("GET", f"{path}?{urlencode(parameters)}" if parameters else path, decode)
+
+
+def _path(name: str) -> str:
+    """The route of a key. Not a key name: no such key, and no other route either."""
+    if not KEY_NAME.fullmatch(name):
+        raise InvalidError(f"{name!r} is not a key name: lower-case letters, digits, `.`, `_` and `-`, at most 64")
+    return f"/v1/keys/{name}"
+
+
+def _idempotency_key(given: str | Auto) -> str:
+    if isinstance(given, Auto):
+        return secrets.token_urlsafe(_RANDOM_BYTES)
+    if given and not _IDEMPOTENCY_KEY.fullmatch(given):
+        raise InvalidError("an idempotency key is 1 to 64 characters of A-Z, a-z, 0-9, `_` and `-`, or AUTO")
+    return given
+
+
+def _sign_body(
+    algorithm: Algorithm | str, message: bytes | None, digest: bytes | None, format_: Format | None, reason: str, media_type: str
+) -> SignBody:
+    """A body that the broker will understand.
+
+    Raises:
+        InvalidError: it would not.
+    """
+    try:
+        known = Algorithm(algorithm)
+    except ValueError as err:
+        raise InvalidError(f"the algorithm must be one of {', '.join(each.value for each in Algorithm)}") from err
+    body = SignBody(
+        algorithm=known,
+        message=msgspec.UNSET if message is None else message,
+        digest=msgspec.UNSET if digest is None else digest,
+        format=format_ or msgspec.UNSET,
+        reason=reason,
+        media_type=media_type,
+    )
+    body.check()
+    return body
+
+
+def _decoded(type_: type[T], data: bytes) -> T:
+    try:
+        return msgspec.json.decode(data, type=type_)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as err:
+        raise BrokerAnswerError(f"the answer is not one that this version understands: {err}") from err
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeError as err:
+        raise BrokerAnswerError("the answer is not text") from err
+
+
+def _page(data: bytes) -> RecordPage:
+    page = _decoded(_Page, data)
+    return RecordPage(tuple(_record(bytes(raw)) for raw in page.records), page.next or None)
+
+
+def _record(data: bytes) -> Record:
+    try:
+        return Record.parse(data)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as err:
+        raise BrokerAnswerError(f"a record is not one that this version understands: {err}") from err
+
+
+def _result(raw: msgspec.Raw) -> SignedUse | RefusalError:
+    try:
+        return msgspec.json.decode(raw, type=SignedUse)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return problems.of_document(_decoded(problems.ProblemDocument, bytes(raw)))
