@@ -153,6 +153,11 @@ def whoami(connection: Connection, request: bytes) -> None:
     connection.answer(SIGNED if request.startswith(b"POST") else WHOAMI)
 
 
+def stays_silent(connection: Connection) -> None:
+    """Say nothing until the test ends."""
+    connection.server.stop.wait()
+
+
 class Server:
     """Accepts connections until the test ends.
 

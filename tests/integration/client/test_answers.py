@@ -19,6 +19,7 @@ from tests.integration.client.servers import (
     Server,
     every,
     facing,
+    stays_silent,
     whoami,
 )
 from tests.worlds import until

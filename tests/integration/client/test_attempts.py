@@ -22,6 +22,7 @@ from tests.integration.client.servers import (
     asking,
     every,
     facing,
+    stays_silent,
     whoami,
 )
 from tests.worlds import until
@@ -35,10 +36,6 @@ def test_nobody_listens(kind: Kind, place: Place) -> None:
     with asking(kind, gone, place) as broker, pytest.raises(BrokerUnreachableError, match="onnect") as caught:
         broker.whoami()
     assert not caught.value.was_sent
-
-
-def stays_silent(connection: Connection) -> None:
-    connection.server.stop.wait()
 
 
 def reads_and_stays_silent(connection: Connection) -> None:

@@ -101,7 +101,7 @@ class Served:
     """
 
     directory: Path
-    limits: HttpLimits = field(default_factory=lambda: HttpLimits(body_bytes=body_limit))
+    limits: HttpLimits = field(default_factory=lambda: HttpLimits(body_bytes=body_limit, linger_s=0.3))
     max_connections: int = 256
     budget: BodyBudget = field(default_factory=lambda: BodyBudget(64 * 1024 * 1024))
     root: Authority = field(default_factory=authority)

@@ -184,3 +184,16 @@ def test_client_that_waits_for_100_is_told_to_go_on(served: Served) -> None:
 def test_client_that_waits_for_100_is_refused_before_it_sends_too_much(served: Served) -> None:
     answer = only(served.ask(request(SIGN, *FIELDS, "Expect: 100-continue", f"Content-Length: {MAX_SIGN_BODY_BYTES + 1}", method="POST")))
     assert answer.status == 413
+
+
+@pytest.mark.case(17)
+@pytest.mark.parametrize("size", [1, 100, 1_000, 8_000, 15_000])
+def test_head_within_the_limits_is_taken_however_it_is_cut(served: Served, size: int) -> None:
+    """A head is counted once: not again because it came in pieces."""
+    target = "/v1/keys/" + "a" * 8_000
+    fields = [f"X-{number}: {'y' * (150 if size == 1 else 1_000)}" for number in range(15)]
+    data = request(target, *fields, close=True)
+    with served.connected() as conversation:
+        for start in range(0, len(data), size):
+            conversation.send(data[start : start + size])
+        assert only(conversation.rest()).status == 404

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from keybroker.errors import DeniedError
+from keybroker.errors import DeniedError, SvidInvalidError
 from keybroker.model.call import Explain, ListJwks, ListKeys, Problem, QueryRecords, ShowKey, ShowRecord, Sign, SignBatch, Whoami
 from keybroker.model.key import Algorithm
 from keybroker.model.request import SignBody
@@ -234,6 +234,29 @@ def test_svid_that_tls_takes_and_the_authority_refuses_gets_401_and_the_end(serv
     answer = only(served.ask(request() + request("/v1/keys"), svid))
     assert problem(answer, 401, "svid-invalid")["reasons"] == ["no-uri"]
     assert answer.headers["connection"] == "close"
+
+
+@pytest.mark.case(7)
+@pytest.mark.case(8)
+@pytest.mark.parametrize("rule", ["expired", "no-path", "denied"])
+def test_svid_that_is_good_no_longer_gets_401_and_the_end_on_the_next_request(served: Served, rule: str) -> None:
+    with served.connected() as conversation:
+        assert conversation.exchange(sign(BODY)).status == 200
+        served.authority.answers = lambda _call: Problem.of(SvidInvalidError("No.", reasons=(rule,)))
+        conversation.send(sign(BODY))
+        answer = only(conversation.rest())
+    assert problem(answer, 401, "svid-invalid")["reasons"] == [rule]
+    assert answer.headers["connection"] == "close"
+
+
+@pytest.mark.case(7)
+def test_every_request_carries_the_chain_for_the_authority_to_judge_again(served: Served) -> None:
+    with served.connected() as conversation:
+        for _ in range(3):
+            assert conversation.exchange(request()).status == 200
+    validate = served.authority.validator.validate
+    assert [str(validate(call.chain).id) for call in served.authority.calls] == [WORKLOAD] * 3
+    assert len({call.chain for call in served.authority.calls}) == 1
 
 
 @pytest.mark.parametrize(
