@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -36,6 +37,8 @@ from keybroker.frontend.exchange import EXTENSION, Client, new_request_id
 from keybroker.frontend.metrics import FrontendMetrics
 from keybroker.identity.tls_peer import peer_chain
 
+_HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]{1,300}")  # what RFC 3986 section 3.2.2 makes hosts and ports of
+_FIRST_LINE_BYTES = 1024  # method, version and white space, generously
 _NOT_HTTP = "The request is not HTTP/1.1 as it should be."
 
 
@@ -117,7 +120,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._is_draining = False
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf  # of the loop's clock: when this phase has taken too long
-        self._head_bytes = 0
+        self._head_bytes = 0  # of an unfinished head, as they came
+        self._field_bytes = 0  # of its whole fields, as they are counted
         self._body = bytearray()
         self._body_limit = 0
         self._borrowed = 0
@@ -176,7 +180,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._stop(MalformedError(_NOT_HTTP))  # pipelined: the answer under way is the last one
         super().on_message_begin()
         self._phase = _Phase.HEAD
-        self._head_bytes = 0
+        self._head_bytes = self._field_bytes = 0
         if self.cycle is not None:  # the first request's time began with the connection
             self._due = self.loop.time() + self._limits.request_s
 
@@ -190,9 +194,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """One whole field."""
         if self._phase is _Phase.BODY:
             self._stop(MalformedError("Trailer fields are not taken."))
-        self.headers.append((name.lower(), value))
-        self._head_bytes += len(name) + len(value) + 4
-        if self._head_bytes > self._limits.header_bytes or len(self.headers) > self._limits.header_fields:
+        self.headers.append((name.lower(), value.strip(b" \t")))  # the parser leaves white space at the end (RFC 9110 section 5.5)
+        self._field_bytes += len(name) + len(value) + 4
+        if self._field_bytes > self._limits.header_bytes or len(self.headers) > self._limits.header_fields:
             self._stop(self._too_large_head())
 
     def on_headers_complete(self) -> None:
@@ -287,15 +291,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 self._stop(TooLargeError(f"A body is at most {self._body_limit} bytes here."))
             elif name == b"expect":
                 is_waiting = value.lower() == b"100-continue"
-        if len(hosts) != 1 or not hosts[0]:
-            self._stop(MalformedError("Exactly one Host field is needed."))
+        if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
+            self._stop(MalformedError("Exactly one Host field is needed, with a host and maybe a port."))
         if is_waiting:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _bound_head(self, data: bytes) -> None:
         """A head that is not whole yet: the parser keeps an unfinished field to itself, so its bytes are counted here."""
         self._head_bytes += len(data)
-        if self._head_bytes > self._limits.header_bytes + self._limits.target_bytes:
+        if self._head_bytes > self._limits.header_bytes + self._limits.target_bytes + _FIRST_LINE_BYTES:
             self._end_with(self._too_large_head())
         elif b"\n" in data.lstrip(b"\r\n") and self.parser.get_http_version() == "0.0":
             self._end_with(MalformedError("Only HTTP/1.1 is spoken here."))  # HTTP/0.9: a line without a version

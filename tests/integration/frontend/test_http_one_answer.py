@@ -40,6 +40,10 @@ REFUSED = {
     "two hosts": GET + HOST + HOST + b"\r\n",
     "no host": GET + b"X: y\r\n\r\n",
     "empty host": GET + b"Host: \r\n\r\n",
+    "host with a space": GET + b"Host: a b\r\n\r\n",
+    "host with a user": GET + b"Host: a@b\r\n\r\n",
+    "host with a path": GET + b"Host: a/b\r\n\r\n",
+    "host not ASCII": GET + "Host: ö\r\n\r\n".encode(),
     "HTTP/0.9": b"GET /v1/whoami\r\n\r\n",
     "HTTP/0.9, one line": b"GET /v1/whoami\r\n",
     "HTTP/1.0": b"GET /v1/whoami HTTP/1.0\r\nHost: broker\r\n\r\n",
@@ -55,6 +59,7 @@ REFUSED = {
     "chunked, then identity": POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
     "chunked, space before colon": POST + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
     "chunked after a vertical tab": POST + b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+    "chunked, tab after it": POST + b"Transfer-Encoding: chunked \t\r\n\r\n0\r\n\r\n",
     "trailer field": CHUNKED + b"0\r\nX: y\r\n\r\n",
     "chunk size with minus": CHUNKED + b"-1\r\n\r\n",
     "chunk size with plus": CHUNKED + b"+5\r\nhello\r\n0\r\n\r\n",
@@ -111,10 +116,21 @@ def test_ambiguous_request_gets_one_400_byte_by_byte(served: Served, name: str) 
     assert not served.authority.calls
 
 
+@pytest.mark.case(16)
+@pytest.mark.parametrize("name", REFUSED)
+def test_ambiguous_request_gets_one_400_after_a_good_one(served: Served, name: str) -> None:
+    with served.connected() as conversation:
+        assert conversation.exchange(request()).status == 200
+        conversation.send(REFUSED[name] + NEXT)
+        assert only(conversation.rest()).status == 400
+    assert len(served.authority.calls) == 1
+
+
 PLAIN = {
     "plain": GET + HOST + b"Connection: close\r\n\r\n",
     "empty lines first": b"\r\n\r\n" + GET + HOST + b"Connection: close\r\n\r\n",
     "absolute-form": b"GET https://elsewhere.example/v1/whoami HTTP/1.1\r\nHost: broker\r\nConnection: close\r\n\r\n",
+    "IPv6 host with a port": GET + b"Host: [::1]:8443\r\nConnection: close\r\n\r\n",
     "spaces around a value": GET + b"Host: \t broker \t\r\nConnection:close\r\n\r\n",
 }
 

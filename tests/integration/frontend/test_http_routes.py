@@ -115,6 +115,14 @@ def test_idempotency_key_that_is_none_gets_422(served: Served, field: str) -> No
     assert not served.authority.calls
 
 
+def test_white_space_around_a_value_is_no_part_of_it(served: Served) -> None:
+    data = request(
+        "/v1/keys/orders/sign", "Content-Type:application/json \t", "Idempotency-Key: \tk-1 ", method="POST", body=BODY, close=True
+    )
+    assert only(served.ask(data)).status == 200
+    assert served.authority.asked == [Sign("orders", SIGN_BODY, "k-1")]
+
+
 def test_two_idempotency_keys_get_422(served: Served) -> None:
     problem(only(served.ask(sign(BODY, "Idempotency-Key: a", "Idempotency-Key: a", close=True))), 422, "invalid")
     assert not served.authority.calls
