@@ -142,18 +142,24 @@ class Journal:
 
     def _commit(self, waiting: list[Entry | None]) -> list[int | Exception]:
         """One trip. None stands for nobody: it only takes along what is owed."""
-        owed, outage = list(self._owed), self._outage()
         wanted = [entry for entry in waiting if entry is not None]
         try:
-            results = self._write([*owed, *outage, *wanted])[len(owed) + len(outage) :]
-            del self._owed[: len(owed)]
-        except StoreConflictError:
-            results = self._write_apart([*owed, *outage], wanted)
+            answers = iter(self._write_with_owed(wanted))
         except AuditUnavailableError:
             self._refused += len(wanted)
             raise
-        answers = iter(results)
         return [0 if entry is None else next(answers) for entry in waiting]
+
+    def _write_with_owed(self, wanted: list[Entry]) -> list[int | Exception]:
+        owed, outage = list(self._owed), self._outage()
+        try:
+            results = self._write([*owed, *outage, *wanted])
+        except AuditUnavailableError:
+            raise
+        except Exception:  # noqa: BLE001  one of them cannot be written, ever: find out which
+            return self._write_apart([*owed, *outage], wanted)
+        del self._owed[: len(owed)]
+        return results[len(owed) + len(outage) :]
 
     def _write(self, entries: list[Entry]) -> list[int | Exception]:
         """One commit; for each entry its index, or why it alone was refused.
@@ -184,21 +190,25 @@ class Journal:
         return results
 
     def _write_apart(self, owed: list[Entry], wanted: list[Entry]) -> list[int | Exception]:
-        """A commit for each entry, so that the one which contradicts the record does not take the others with it."""
+        """A commit for each entry, so that the one which cannot be written does not take the others with it."""
         for entry in owed:
-            with contextlib.suppress(StoreConflictError):
+            try:
                 self._write([entry])
+            except AuditUnavailableError:
+                raise
+            except Exception as err:  # noqa: BLE001  as above; it would be in everybody's way for ever
+                _contradiction(entry, err)
             if self._owed and self._owed[0] is entry:
                 del self._owed[0]
         results: list[int | Exception] = []
         for entry in wanted:
             try:
                 results += self._write([entry])
-            except StoreConflictError as err:
-                results.append(_contradiction(entry, err))
             except AuditUnavailableError as err:
                 self._refused += 1
                 results.append(err)
+            except Exception as err:  # noqa: BLE001  as above
+                results.append(_contradiction(entry, err))
         return results
 
     def _fail(self, why: str) -> None:
@@ -319,8 +329,9 @@ def _row(draft: Draft, index: int, time_us: int, head: TrailHead | None, digest:
     )
 
 
-def _contradiction(entry: Entry, err: StoreConflictError) -> AuditUnavailableError:
-    _log.error("an entry contradicts the record and was refused", kind=entry.draft.kind.value, use=entry.draft.use, rule=str(err))
+def _contradiction(entry: Entry, err: Exception) -> AuditUnavailableError:
+    rule = str(err) if isinstance(err, StoreConflictError) else type(err).__name__
+    _log.error("an entry cannot be written and was refused", kind=entry.draft.kind.value, use=entry.draft.use, rule=rule)
     refusal = AuditUnavailableError("This contradicts what is on record, so it was not written.")
     refusal.__cause__ = err
     return refusal

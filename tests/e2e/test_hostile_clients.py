@@ -7,24 +7,35 @@ import json
 import resource
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
+from keybroker.client import BrokerUnreachableError
 from keybroker.model.key import Algorithm
 from keybroker.model.request import SignBody
-from tests.worlds import World, clean_environment, served, until
-
-CLOSED_WITHIN = 10.0
-NOISE = 0.06  # seconds that a shared machine may add to any answer
-CALM_SIGNATURES = 150
+from tests.hostile import (
+    CLOSED_WITHIN,
+    NOISE,
+    ROUNDS,
+    connect,
+    context,
+    failures,
+    flood,
+    is_unharmed,
+    listening,
+    metric,
+    open_connections,
+    percentile,
+    resident_bytes,
+    seconds_of_signatures,
+    shake_hands,
+    slowest,
+)
+from tests.worlds import World, served, until
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +48,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
                 broker.sign_batch("orders", [SignBody(algorithm=Algorithm.ES256, message=b"x")] * 100)
         yield world
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def connect(world: World, source: str = "127.0.0.1") -> socket.socket:
-    host, _, port = world.url.removeprefix("https://").partition(":")
-    return socket.create_connection((host, int(port)), timeout=CLOSED_WITHIN + 20, source_address=(source, 0))
-
-
-def context(world: World, name: str = "payments-api") -> ssl.SSLContext:
-    made = ssl.create_default_context(cafile=str(world.directory / "bundle.pem"))
-    made.check_hostname = False
-    made.load_cert_chain(world.svid(name))
-    return made
-
-
-def shake_hands(world: World, name: str = "payments-api", source: str = "127.0.0.1") -> ssl.SSLSocket:
-    return context(world, name).wrap_socket(connect(world, source))
 
 
 def seconds_until_closed(sock: socket.socket, drip: bytes = b"") -> float:
@@ -112,39 +107,11 @@ def test_client_that_does_not_read_its_answer_is_closed_in_time(world: World) ->
     before = open_connections(world)
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-    host, _, port = world.url.removeprefix("https://").partition(":")
-    sock.connect((host, int(port)))
+    sock.connect(listening(world))
     with context(world, "auditor").wrap_socket(sock) as reader:
         reader.sendall(b"GET /v1/audit/records?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert reader.recv(1)
         assert until(lambda: open_connections(world) <= before, seconds=CLOSED_WITHIN + 10) <= CLOSED_WITHIN
-
-
-def open_connections(world: World) -> int:
-    with urllib.request.urlopen(f"http://{world.operations}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    return int(float(next(line.split()[-1] for line in lines if line.startswith("keybroker_connections "))))
-
-
-def slowest(world: World, count: int = CALM_SIGNATURES) -> float:
-    """The 99th percentile of an honest client's signatures, seconds."""
-    took = []
-    with world.client() as broker:
-        broker.sign("orders", "ES256", message=b"x")
-        for _ in range(count):
-            started = time.monotonic()
-            broker.sign("orders", "ES256", message=b"x")
-            took.append(time.monotonic() - started)
-    return sorted(took)[int(len(took) * 0.99) - 1]
-
-
-def is_unharmed(world: World, calm: float) -> bool:
-    """Whether an honest client is served in less than twice the time of calm; the best of three, because the machine is shared."""
-    return any(slowest(world) < 2 * calm + NOISE for _ in range(3))
-
-
-def resident_bytes(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 @pytest.mark.case(76)
@@ -164,49 +131,89 @@ def test_two_thousand_slow_connections_leave_an_honest_client_unharmed(world: Wo
     until(lambda: open_connections(world) < 50, seconds=30)
 
 
-FLOOD = """
-import socket, ssl, sys, time
-host, port, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-tries, end = 0, time.monotonic() + seconds
-while time.monotonic() < end and tries < 20_000:
-    tries += 1
-    try:
-        with socket.create_connection((host, port), timeout=5, source_address=("127.0.0.9", 0)) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\\x01\\x00\\x00\\x00\\x00\\x00\\x00\\x00")
-            with context.wrap_socket(sock) as tls:
-                tls.recv(1)
-    except OSError:
-        pass
-print(tries)
-"""
-
-
 @pytest.mark.case(77)
 def test_flood_of_bad_handshakes_is_shed_and_leaves_an_honest_client_unharmed(world: World) -> None:
     calm = slowest(world)
-    host, _, port = world.url.removeprefix("https://").partition(":")
     before = len(world.leaves())
-    with subprocess.Popen(
-        [sys.executable, "-c", FLOOD, host, port, "12"], stdout=subprocess.PIPE, text=True, env=clean_environment()
-    ) as flood:
+    with flood(world, "no-certificate", prefix="127.9", seconds=8) as running:
         time.sleep(1)
         assert is_unharmed(world, calm)
-        output, _ = flood.communicate(timeout=60)
-    tries = int(output)
+        tries = running.wait()
     assert tries > 300
-    until(lambda: failures(world, "127.0.0.9", before)[1] >= tries - 5, seconds=10)
-    records, counted = failures(world, "127.0.0.9", before)
+    until(lambda: failures(world, "127.9.0.1", before)[1] >= tries - 5, seconds=10)
+    records, counted = failures(world, "127.9.0.1", before)
     assert records < 40
     assert counted <= tries
 
 
-def failures(world: World, address: str, after: int) -> tuple[int, int]:
-    """How many records of failed handshakes from an address there are, and how many handshakes they count."""
-    bodies = [json.loads(leaf)["body"] for leaf in world.leaves()[after:] if b'"handshake-failed"' in leaf]
-    counts = [body["count"] for body in bodies if body["detail"].endswith(f"from {address}")]
-    return len(counts), sum(counts)
+def seconds_to_sign(world: World) -> float:
+    """Of an honest client that has to connect first; it tries once."""
+    started = time.monotonic()
+    with world.client() as broker:
+        broker.sign("orders", "ES256", message=b"x")
+    return time.monotonic() - started
+
+
+@pytest.mark.case(76)
+@pytest.mark.parametrize("addresses", [1, 40])  # the honest client's own among them: all places of it, all places that there are
+def test_honest_client_gets_in_where_silent_connections_have_taken_every_place(world: World, addresses: int) -> None:
+    calm = slowest(world)
+    with flood(world, "silent", prefix="127.0", addresses=addresses, rate=1_500, seconds=6) as running:
+        full = min(512 * addresses, 4_096)
+        until(lambda: open_connections(world) >= full - 1, seconds=20)
+        assert max(seconds_to_sign(world) for _ in range(10)) < CLOSED_WITHIN / 2
+        assert is_unharmed(world, calm)
+        assert running.wait() > full
+    until(lambda: open_connections(world) < 50, seconds=30)
+
+
+@pytest.mark.case(77)
+@pytest.mark.parametrize("addresses", [1, 3_000])
+def test_handshakes_that_begin_and_do_not_go_on_leave_an_honest_client_unharmed(world: World, addresses: int) -> None:
+    calm = slowest(world)
+    with flood(world, "hello", prefix="127.8", addresses=addresses, seconds=8):
+        time.sleep(1)
+        assert max(seconds_to_sign(world) for _ in range(10)) < CLOSED_WITHIN / 2
+        assert is_unharmed(world, calm)
+    until(lambda: open_connections(world) < 50, seconds=30)
+
+
+@pytest.mark.case(77)
+def test_flood_from_the_same_address_leaves_an_established_connection_unharmed(world: World) -> None:
+    calm = slowest(world)
+    with world.client() as broker:
+        broker.sign("orders", "ES256", message=b"x")
+        with flood(world, "no-certificate", prefix="127.0", seconds=8):
+            until(lambda: metric(world, 'keybroker_handshakes_total{result="refused"}') > 0, seconds=10)
+            took = [percentile(seconds_of_signatures(broker)) for _ in range(ROUNDS)]
+        assert min(took) < 2 * calm + NOISE
+    until(lambda: signs(world), seconds=20)  # and its address may connect again
+
+
+def signs(world: World) -> bool:
+    with contextlib.suppress(BrokerUnreachableError):
+        return seconds_to_sign(world) > 0
+    return False
+
+
+@pytest.mark.case(76)
+def test_hundreds_of_connections_of_one_svid_and_address_are_served_at_once(world: World) -> None:
+    count = 256
+    ask = b"GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    gate = threading.Barrier(16)
+
+    def crowd() -> list[bytes]:
+        gate.wait(20)
+        with contextlib.ExitStack() as stack:
+            socks = [stack.enter_context(shake_hands(world)) for _ in range(count // 16)]
+            gate.wait(60)
+            for sock in socks:
+                sock.sendall(ask)
+            return [sock.recv(65_536)[:12] for sock in socks]
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = [answer for future in [pool.submit(crowd) for _ in range(16)] for answer in future.result(120)]
+    assert answers == [b"HTTP/1.1 200"] * count
 
 
 @pytest.mark.case(1)

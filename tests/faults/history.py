@@ -208,7 +208,7 @@ class Load:
 
     def _careless(self, caller: Caller, rng: random.Random, name: str) -> None:
         if caller.sign(_question(rng, name)).status != 200:
-            self._stop.wait(0.02)
+            self._stop.wait(0.1)  # leave the machine to the rooms that are coming back
         self._stop.wait(rng.uniform(0, 0.005))
 
     def _careful(self, caller: Caller, rng: random.Random, name: str) -> None:

@@ -123,9 +123,9 @@ def reader(state: Path) -> sqlite3.Connection:
 
 
 def _is_at_rest(state: Path) -> bool:
-    """Whether nobody can write there, and no log has to be read along: a copy on a read-only file system. SQLite has to be told."""
+    """Whether it is a copy on a read-only file system, with no log to be read along: SQLite has to be told that nobody writes there."""
     log = state / f"{DATABASE}-wal"
-    return not os.access(state, os.W_OK) and not (log.exists() and log.stat().st_size)
+    return bool(os.statvfs(state).f_flag & os.ST_RDONLY) and not (log.exists() and log.stat().st_size)
 
 
 def _require_promise(db: sqlite3.Connection, state: Path) -> None:

@@ -109,13 +109,13 @@ def test_refused_pin_is_tried_once_and_again_only_when_an_operator_says_so(shimm
 def test_login_that_hangs_is_killed_and_holds_up_no_other_token(tmp_path: Path, shim_module: Path, function: str) -> None:
     shim = Shim.make(tmp_path / "shim", shim_module)
     shim.order(f"{function} hang 0 1")
-    room = make_room(tmp_path, {"dev": {"p256": Algorithm.ES256}, "other": {"b": Algorithm.ES256}}, deadline_ms=500, shims={"dev": shim})
+    room = make_room(tmp_path, {"dev": {"p256": Algorithm.ES256}, "other": {"b": Algorithm.ES256}}, deadline_ms=2000, shims={"dev": shim})
     with served(room):
         until(lambda: shim.calls(function) == 1)
         with room.connect("other", seconds=10) as connection:
             assert isinstance(connection.open("b"), KeyOpened)
         assert "worker hangs" not in room.text()
-        until(lambda: signs(room), seconds=10)
+        until(lambda: signs(room), seconds=20)
         assert room.text().count("worker hangs in the module") == 1
 
 

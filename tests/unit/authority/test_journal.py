@@ -298,6 +298,19 @@ def test_entry_that_contradicts_the_record_is_refused_alone(tmp_path: Path, *, i
     asyncio.run(main())
 
 
+def test_entry_that_has_no_bytes_is_refused_alone_and_not_owed_for_ever(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with fake_broker(tmp_path) as broker:
+            impossible = Entry(Draft(kind=RecordKind.READ, trail=A, body={"what": object()}))
+            broker.journal.owe(impossible)
+            results = await asyncio.gather(*map(broker.journal.write, (intent("a"), impossible, intent("b"))), return_exceptions=True)
+            assert [type(result) for result in results] == [int, AuditUnavailableError, int]
+            assert await broker.journal.write(intent("c")) == 2
+            assert broker.faults() == []
+
+    asyncio.run(main())
+
+
 def test_entries_apart_share_the_fate_of_the_disk(tmp_path: Path) -> None:
     """The disk fills up while a group is written one by one: what is on record is answered so, and the rest is refused."""
 

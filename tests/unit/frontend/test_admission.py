@@ -72,6 +72,36 @@ def test_ipv6_addresses_of_one_64_are_one(clock: Seconds) -> None:
     assert admission.admits("2001:db8:0:1::3")
 
 
+@pytest.mark.case(77)
+def test_known_address_is_admitted_when_too_many_strangers_have_failed(clock: Seconds) -> None:
+    admission = Admission(burst=3, per_second=1, total_burst=10, total_per_second=1, clock=clock)
+    admission.succeeded("192.0.2.1")
+    admission.succeeded("192.0.2.2")
+    for number in range(10):
+        fail(admission, f"198.51.100.{number}", 1)
+    assert admission.admits("192.0.2.1")
+    assert not admission.admits("203.0.113.1")
+    fail(admission, "192.0.2.2", 1)
+    assert not admission.admits("192.0.2.2")  # it may be part of the flood
+    clock.now += 1.1
+    assert admission.admits("203.0.113.1")
+    assert admission.admits("192.0.2.2")
+
+
+def test_address_is_known_while_it_does_not_fail(clock: Seconds) -> None:
+    admission = Admission(burst=3, per_second=1, max_addresses=2, clock=clock)
+    assert not admission.knows("192.0.2.1")
+    admission.succeeded("192.0.2.1")
+    assert admission.knows("192.0.2.1")
+    fail(admission, "192.0.2.1", 1)
+    assert not admission.knows("192.0.2.1")
+    clock.now += 1.1
+    assert admission.knows("192.0.2.1")
+    for number in range(2, 4):
+        admission.succeeded(f"192.0.2.{number}")
+    assert [admission.knows(f"192.0.2.{number}") for number in range(1, 4)] == [False, True, True]
+
+
 def test_table_is_bounded_and_forgets_the_longest_silent(clock: Seconds) -> None:
     admission = Admission(burst=1, per_second=0.001, max_addresses=3, clock=clock)
     for number in range(5):
