@@ -186,3 +186,8 @@ def clean_environment() -> dict[str, str]:
     if "COVERAGE_FILE" in kept:  # the rooms may write what was measured only where their own temporary files go
         kept["TMPDIR"] = str(Path(kept["COVERAGE_FILE"]).parent)
     return kept
+
+
+def unmeasured_environment() -> dict[str, str]:
+    """The same, for programs whose system calls are traced or broken: what measures coverage writes to a database of its own."""
+    return {name: value for name, value in clean_environment().items() if not name.startswith("COVERAGE_")}

@@ -31,7 +31,7 @@ from keybroker.model.task import RawSignature, Result, SignTask, Task
 from keybroker.wire import HEADER_BYTES, _short_address, bind
 from tests.faults.history import WORKLOAD, Attempt, Caller, Question, is_passing, public_keys
 from tests.faults.model import Log, violations
-from tests.worlds import PROGRAM, World, arguments, children, clean_environment, is_alive, kill, make_world, until
+from tests.worlds import PROGRAM, World, arguments, children, clean_environment, is_alive, kill, make_world, unmeasured_environment, until
 
 Frame = Call | Answer | Task | Result
 BACK_SECONDS = 20
@@ -241,7 +241,9 @@ class Parts:
         self.trace = world.directory / "strace"
         with world.log.open("a") as log:
             self._processes = [
-                subprocess.Popen([*before, str(PROGRAM), room, "--config", str(world.config_file)], stderr=log, env=clean_environment())
+                subprocess.Popen(
+                    [*before, str(PROGRAM), room, "--config", str(world.config_file)], stderr=log, env=unmeasured_environment()
+                )
                 for room, before in (("hsm", ()), ("authority", ("strace", "-f", "-qq", "-o", str(self.trace), *strace)), ("frontend", ()))
             ]
 

@@ -28,7 +28,7 @@ from keybroker.model.request import SignBody
 from keybroker.model.task import MAX_TASK_BYTES, Alive, AnyProduct, KeyOpened, OpenKey, Probe, RawSignature, Result, SignTask, Task
 from keybroker.wire import FrameReader, frame_bytes
 from tests.authorities import CA_SHAPE, Authority, Issued, Shape
-from tests.worlds import clean_environment, until
+from tests.worlds import unmeasured_environment, until
 
 LOG = "example.org/served"
 WORKLOAD = "spiffe://example.org/payments/api"
@@ -242,7 +242,9 @@ class ServedAuthority:
         """Start it; `before` is a program that starts it in its turn."""
         self.configure()
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([*before, *self.command], stdout=log, stderr=log, env=clean_environment() | self.environment)
+            self.process = subprocess.Popen(
+                [*before, *self.command], stdout=log, stderr=log, env=unmeasured_environment() | self.environment
+            )
 
     def is_running(self) -> bool:
         return self.process is not None and self.process.poll() is None
