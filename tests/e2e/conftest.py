@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.worlds import World, served
+from tests.worlds import World, served, until
 
 
 @pytest.fixture(scope="session")
@@ -30,4 +30,5 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "    operations: [sign]\n"
             "    algorithms: [RS256, RS384, RS512, PS384, PS512]\n"
         )
+        until(lambda: any(b'"change":"policy"' in leaf for leaf in world.leaves()))
         yield world
