@@ -207,6 +207,7 @@ class Scene:
         until(lambda: authority.is_serving() or not authority.is_running(), 30, "neither serving nor ended")
         if authority.is_running():
             self._ask(run)
+        if run.after is not None:
             authority.stop(children(authority.pid)[0])
         else:
             run.status = authority.wait()
