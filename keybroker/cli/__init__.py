@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import sys
 from typing import Annotated
 
@@ -47,8 +49,15 @@ def main() -> int:
         return exits.status_of(err)
     except OSError as err:
         output.note(f"error: {output.visible(str(err.filename or 'the system'))}: {err.strerror or type(err).__name__}")
+        _drop_unwritten()
         return 1
     return 0
+
+
+def _drop_unwritten() -> None:
+    """What could not be written is not tried again when Python ends, which would change the exit status."""
+    with contextlib.suppress(OSError, ValueError, AttributeError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123  /dev/null
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _show_version(is_asked: bool) -> None:

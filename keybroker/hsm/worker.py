@@ -67,6 +67,7 @@ class Worker:
         """On SIGTERM: finish the task under way, answer it, and end; where there is none, end at once."""
         self._is_stopping = True
         if self._is_waiting:
+            self._is_waiting = False  # once: a second signal must not break whatever ends this process
             raise InterruptedError  # out of accept or receive, which Python would otherwise begin again
 
     def serve(self, listener: socket.socket) -> int:

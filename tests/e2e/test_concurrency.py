@@ -71,7 +71,7 @@ def at_once(world: World, history: list[Attempt], questions: Sequence[Question],
 
 @pytest.mark.case(20)
 def test_same_request_of_fifty_clients_at_once_is_one_use_and_one_signature(world: World) -> None:
-    question = Question(WORKLOAD, "orders", Algorithm.ES256, b"once", "fifty-at-once")
+    question = Question(WORKLOAD, "orders", Algorithm.ES256, b"once, of fifty clients", "fifty-at-once")
     history: list[Attempt] = []
     attempts = at_once(world, history, [question] * CLIENTS)
     assert [attempt.status for attempt in attempts] == [200] * CLIENTS
