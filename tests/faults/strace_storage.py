@@ -185,6 +185,7 @@ class Scene:
     def _crash(self) -> None:
         """Leave behind what a kill leaves: a write-ahead log with commits in it, and a use without an outcome."""
         authority = self.authority
+        shutil.rmtree(authority.state, ignore_errors=True)
         authority.start()
         authority.wait_until_serving()
         with authority.connect() as frontend:
