@@ -26,6 +26,7 @@ from keybroker.model.call import MAX_ANSWER_BYTES, Answer, AnyAsk, AnyReply, Bat
 from keybroker.model.key import Algorithm
 from keybroker.model.request import SignBody
 from keybroker.model.task import MAX_TASK_BYTES, Alive, AnyProduct, KeyOpened, OpenKey, Probe, RawSignature, Result, SignTask, Task
+from keybroker.supervisor import PARENT_VARIABLE
 from keybroker.wire import FrameReader, frame_bytes
 from tests.authorities import CA_SHAPE, Authority, Issued, Shape
 from tests.worlds import unmeasured_environment, until
@@ -241,9 +242,11 @@ class ServedAuthority:
     def start(self, *before: str) -> None:
         """Start it; `before` is a program that starts it in its turn."""
         self.configure()
+        # It ends with the tests, however they end; not where strace is its parent, which ends it in that case itself.
+        bond = {} if "strace" in before else {PARENT_VARIABLE: str(os.getpid())}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*before, *self.command], stdout=log, stderr=log, env=unmeasured_environment() | self.environment
+                [*before, *self.command], stdout=log, stderr=log, env=unmeasured_environment() | bond | self.environment
             )
 
     def is_running(self) -> bool:
