@@ -41,6 +41,7 @@ class FrontendConfig(Section, frozen=True, kw_only=True):
         authority_user: the user that the authority runs as; the frontend's own if absent.
         max_connections: open client connections, all together.
         max_connections_per_address: the same, from one IP address.
+        max_connections_per_svid: the same, of one SVID.
     """
 
     listen: str
@@ -51,6 +52,7 @@ class FrontendConfig(Section, frozen=True, kw_only=True):
     authority_user: str = ""
     max_connections: int = 4096
     max_connections_per_address: int = 512
+    max_connections_per_svid: int = 512
 
 
 class KeyVersionConfig(Section, frozen=True, kw_only=True):
@@ -237,7 +239,7 @@ def _check_frontend(document: YamlDocument, frontend: FrontendConfig) -> None:
             host_and_port(getattr(frontend, name))
         except ConfigError as err:
             _require(document, ("frontend", name), str(err), holds=False)
-    for name in ("max_connections", "max_connections_per_address"):
+    for name in ("max_connections", "max_connections_per_address", "max_connections_per_svid"):
         _require(document, ("frontend", name), "at least 1", holds=getattr(frontend, name) >= 1)
     _require(document, ("frontend", "bundles"), "name at least one trust domain", holds=bool(frontend.bundles))
 

@@ -168,3 +168,9 @@ def failures(world: World, address: str, after: int) -> tuple[int, int]:
 def resident_bytes(pid: int) -> int:
     """The memory of a process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def most_resident_bytes(pid: int) -> int:
+    """The most memory that a process has had so far."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

@@ -1,9 +1,13 @@
-"""The service as one ASGI application: an exchange begins, a route answers it, and whatever goes wrong becomes one problem document."""
+"""The service: an exchange begins, a route answers it, and whatever goes wrong becomes one problem document.
+
+Requests and answers are whole. The routes that sign are plain functions, found by their path; all others are FastAPI's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 from urllib.parse import parse_qsl
 
 from fastapi import FastAPI
@@ -11,14 +15,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message
 
 import keybroker
 from keybroker.errors import InvalidError, KeyBrokerError, MethodNotAllowedError, NotFoundError, RefusalError
 from keybroker.frontend import openapi, problems
 from keybroker.frontend.authority_link import AuthorityLink
-from keybroker.frontend.exchange import Exchange
+from keybroker.frontend.exchange import SCOPE_KEY, Exchange, HttpAnswer, HttpRequest
 from keybroker.frontend.metrics import FrontendMetrics
 from keybroker.frontend.problems import ProblemError
 from keybroker.frontend.reading import Reading
@@ -28,12 +31,15 @@ from keybroker.tracing import Tracer
 
 SIGN = "/v1/keys/{key}/sign"
 DOCUMENT = "/v1/openapi.json"
+_SIGNING_PATH = re.compile(r"/v1/keys/([^/]+)/sign(|/batch|/explain)")
 
 _log = logger()
 
+SigningRoute = Callable[[Exchange, str, HttpRequest], Awaitable[HttpAnswer]]
+
 
 class Application:
-    """Begins an exchange for each request and counts its answer, around FastAPI.
+    """Begins an exchange for each request, finds who answers it, and counts the answer.
 
     Args:
         authority: asked on behalf of every caller.
@@ -44,69 +50,109 @@ class Application:
     def __init__(self, authority: AuthorityLink, metrics: FrontendMetrics, tracer: Tracer) -> None:
         self._metrics = metrics
         self._tracer = tracer
-        self._routes: ASGIApp = _routes(authority, metrics)
+        signing = Signing(authority, metrics)
+        self._signing: dict[str, SigningRoute] = {"": signing.sign, "/batch": signing.sign_batch, "/explain": signing.explain}
+        self._others = _FastApiRoutes(authority)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        exchange = Exchange.begin(cast("dict[str, Any]", scope), self._tracer)
-        status, is_whole = 0, False
-
-        async def counted(message: Message) -> None:
-            nonlocal status, is_whole
-            if message["type"] == "http.response.start":
-                status = message["status"]
+    async def answer(self, request: HttpRequest) -> HttpAnswer:
+        """Answer one request. Raises nothing."""
+        exchange = Exchange.begin(request, self._tracer)
+        signing = _SIGNING_PATH.fullmatch(request.path)
+        route = f"{SIGN}{signing[2]}" if signing else "none"
+        try:
+            _refuse_repeated(request.query)
+            if signing:
+                answer = await self._sign(exchange, signing, request)
             else:
-                is_whole = not message.get("more_body", False)
-            await send(message)
+                route, answer = await self._others.answer(exchange, request)
+        except Exception as err:  # noqa: BLE001  whatever it is, the caller gets an answer
+            answer = _refusal(exchange, err)
+        self._metrics.answered(route, answer.status)
+        exchange.laps.lap("answer")
+        attributes: dict[str, str | int] = {
+            "http.request.method": request.method,
+            "http.route": route,
+            "http.response.status_code": answer.status,
+        }
+        exchange.span.end(exchange.laps, attributes)
+        return answer
+
+    async def _sign(self, exchange: Exchange, found: re.Match[str], request: HttpRequest) -> HttpAnswer:
+        if request.method != "POST":
+            raise HTTPException(405, headers={"allow": "POST"})
+        return await self._signing[found[2]](exchange, found[1], request)
+
+
+class _FastApiRoutes:
+    """Everything but the routes that sign, behind ASGI."""
+
+    def __init__(self, authority: AuthorityLink) -> None:
+        app = FastAPI(
+            title="keybroker", version=keybroker.__version__, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
+        )
+        app.include_router(Reading(authority).router())
+        described = json_answer(openapi.document(app))
+
+        async def describe(_request: Request) -> Response:
+            return Response(described.body, described.status, described.headers)
+
+        app.add_api_route(DOCUMENT, describe, methods=["GET", "HEAD"], include_in_schema=False, response_model=None)
+        for kind in (HTTPException, RequestValidationError, RefusalError, ProblemError):
+            app.add_exception_handler(kind, _on_error)
+        self._app = app
+
+    async def answer(self, exchange: Exchange, request: HttpRequest) -> tuple[str, HttpAnswer]:
+        """The template of the route that was found, and its answer."""
+        scope = _scope(exchange, request)
+        status, fields, body = 0, {}, []
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": request.take_body(), "more_body": False}
+
+        async def send(message: Message) -> None:
+            nonlocal status, fields
+            if message["type"] == "http.response.start":
+                status, fields = message["status"], {name.decode(): value.decode() for name, value in message["headers"]}
+            else:
+                body.append(message["body"])
 
         try:
-            _refuse_repeated(scope["query_string"])
-            await self._routes(scope, receive, counted)
-        except Exception as err:
-            if not status:
-                await _refusal(exchange, err)(scope, receive, counted)
-            elif not is_whole:  # Starlette raises again what it has answered
-                raise
-        route = getattr(scope.get("route"), "path", "none")
-        self._metrics.answered(route, status)
-        exchange.laps.lap("answer")
-        exchange.span.end(exchange.laps, {"http.request.method": scope["method"], "http.route": route, "http.response.status_code": status})
+            await self._app(scope, receive, send)
+            answer = HttpAnswer(status, fields, b"".join(body))
+        except Exception as err:  # noqa: BLE001  Starlette has answered it in plain text, and raises it again
+            answer = _refusal(exchange, err)
+        return getattr(scope.get("route"), "path", "none"), answer
 
 
-class _PlainRoute(Route):
-    """A route without FastAPI's work for each request; as FastAPI's own do, it leaves its template in the scope, for the metrics."""
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        match, child = super().matches(scope)
-        return match, {**child, "route": self}
-
-
-def _routes(authority: AuthorityLink, metrics: FrontendMetrics) -> FastAPI:
-    app = FastAPI(title="keybroker", version=keybroker.__version__, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    signing = Signing(authority, metrics)
-    for path, endpoint in ((SIGN, signing.sign), (f"{SIGN}/batch", signing.sign_batch), (f"{SIGN}/explain", signing.explain)):
-        app.router.routes.append(_PlainRoute(path, endpoint, methods=["POST"]))
-    app.include_router(Reading(authority).router())
-    document = openapi.document(app)
-
-    async def describe(_request: Request) -> Response:
-        return json_answer(document)
-
-    app.router.routes.append(_PlainRoute(DOCUMENT, describe, methods=["GET"]))
-    for kind in (HTTPException, RequestValidationError, RefusalError, ProblemError, Exception):
-        app.add_exception_handler(kind, _on_error)
-    return app
+def _scope(exchange: Exchange, request: HttpRequest) -> dict[str, Any]:
+    """What ASGI knows of a request (HTTP connection scope, version 2.3)."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": request.method,
+        "scheme": "https",
+        "path": request.path,
+        "raw_path": request.path.encode(),
+        "query_string": request.query,
+        "root_path": "",
+        "headers": request.headers,
+        "client": (request.client.address, 0),
+        "server": None,
+        SCOPE_KEY: exchange,
+    }
 
 
 async def _on_error(request: Request, err: Exception) -> Response:
-    return _refusal(Exchange.of(request), err)
+    answer = _refusal(Exchange.of(request), err)
+    return Response(answer.body, answer.status, answer.headers)
 
 
-def _refusal(exchange: Exchange, err: Exception) -> Response:
+def _refusal(exchange: Exchange, err: Exception) -> HttpAnswer:
     """Whatever went wrong, as a problem document."""
     headers: dict[str, str] = {}
     if isinstance(err, HTTPException):
-        headers = dict(err.headers or {})
+        headers = {name.lower(): value for name, value in (err.headers or {}).items()}
         err = MethodNotAllowedError("This route does not take that method.") if err.status_code == 405 else NotFoundError("")
     elif isinstance(err, RequestValidationError):
         err = _invalid(err.errors())
@@ -115,8 +161,7 @@ def _refusal(exchange: Exchange, err: Exception) -> Response:
     else:
         _log.error("request failed", request_id=exchange.request_id, exc_info=None if isinstance(err, KeyBrokerError) else err)
         problem = problems.unexpected()
-    rendered = problems.render(problem, exchange.request_id, headers)
-    return Response(rendered.body, rendered.status, rendered.headers)
+    return problems.render(problem, exchange.request_id, headers)
 
 
 def _invalid(faults: Sequence[Any]) -> RefusalError:

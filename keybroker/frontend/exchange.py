@@ -1,20 +1,20 @@
-"""One request and whoever sent it, as TLS and TCP delivered them. Nothing here comes from a header but the trace context."""
+"""One request, whoever sent it as TLS and TCP delivered them, and its answer. Nothing here comes from a header but the trace context."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
 
 from starlette.requests import Request
 from ulid import ULID
 
 from keybroker.tracing import Laps, Span, Tracer
 
-EXTENSION = "keybroker.client"
-_SCOPE_KEY = "keybroker.exchange"
+SCOPE_KEY = "keybroker.exchange"
 # W3C Trace Context section 3.2.2: version 00; all-zero ids are not ids.
 _TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+Headers = list[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,46 @@ class Client:
     address: str
 
 
+@dataclass(slots=True)
+class HttpRequest:
+    """A whole request, within all limits.
+
+    Attributes:
+        path: as it was sent. Not decoded: percent-encoding names nothing here, so that there is one spelling of every resource.
+        query: what follows the question mark, as it was sent.
+        headers: names in lower case.
+        body: until it is taken.
+    """
+
+    client: Client
+    method: str
+    path: str
+    query: bytes
+    headers: Headers
+    body: bytes = field(repr=False)
+
+    def take_body(self) -> bytes:
+        """The body, which is let go of here: large ones are to be in memory once."""
+        body, self.body = self.body, b""
+        return body
+
+    def values(self, name: bytes) -> list[bytes]:
+        """Every value of a header field."""
+        return [value for each, value in self.headers if each == name]
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    """A whole answer. Header names are lower-case; `content-length` is added to them when it is sent."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes = field(repr=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request.
+    """What goes with one request through this room.
 
     Attributes:
         request_id: a ULID, made here; never taken from the caller.
@@ -46,17 +83,14 @@ class Exchange:
     laps: Laps
 
     @classmethod
-    def begin(cls, scope: dict[str, Any], tracer: Tracer) -> Exchange:
-        """The exchange of an ASGI scope, which keeps it."""
-        span = tracer.begin("request", _traceparent(scope["headers"]))
-        exchange = cls(scope["extensions"][EXTENSION], new_request_id(), span, Laps())
-        scope[_SCOPE_KEY] = exchange
-        return exchange
+    def begin(cls, request: HttpRequest, tracer: Tracer) -> Exchange:
+        """The exchange that a request begins."""
+        return cls(request.client, new_request_id(), tracer.begin("request", _traceparent(request.values(b"traceparent"))), Laps())
 
     @classmethod
     def of(cls, request: Request) -> Exchange:
-        """The exchange that a request belongs to."""
-        exchange: Exchange = request.scope[_SCOPE_KEY]
+        """The exchange that a FastAPI request belongs to."""
+        exchange: Exchange = request.scope[SCOPE_KEY]
         return exchange
 
 
@@ -65,7 +99,6 @@ def new_request_id() -> str:
     return str(ULID())
 
 
-def _traceparent(headers: list[tuple[bytes, bytes]]) -> str:
+def _traceparent(found: list[bytes]) -> str:
     """The trace context, if there is exactly one and it is well-formed; anything else is as good as none (section 3.2.2.2)."""
-    found = [value for name, value in headers if name == b"traceparent"]
     return found[0].decode() if len(found) == 1 and _TRACEPARENT.fullmatch(found[0]) else ""

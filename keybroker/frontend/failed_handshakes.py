@@ -37,7 +37,8 @@ class FailedHandshakes:
         if not counts:
             return
         try:
-            await authority.handshakes_failed(tuple((result, address, count) for (result, address), count in counts.items()))
+            # The most first: the record names some, and counts the others together.
+            await authority.handshakes_failed(tuple((result, address, count) for (result, address), count in counts.most_common()))
         except (KeyBrokerError, TimeoutError):
             for (result, address), count in counts.items():
                 self.note(result, address)

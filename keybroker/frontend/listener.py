@@ -29,6 +29,7 @@ _BACKLOG = 1_024
 _ACCEPTS = 32  # at most, each time around the event loop
 _PAUSE_SECONDS = 0.2
 _SEND_BUFFER_BYTES = 128 * 1024
+_RECEIVE_BUFFER_BYTES = 32 * 1024
 _UNREAD_MS = 8_000
 _REST_BYTES = 4_096
 _TLS_HANDSHAKE = b"\x16"  # the first byte of the record that a ClientHello comes in (RFC 8446 section 5.1)
@@ -89,8 +90,10 @@ class TlsListener:
     def start(self) -> None:
         """Listen, and accept in the background."""
         self._sock.settimeout(0)
-        # Accepted sockets inherit these. A client that does not read its answer can hold so much of the kernel's memory, and for so long.
+        # Accepted sockets inherit these. A client that does not read its answer can hold so much of the kernel's memory, and for so long;
+        # and what is read at once is what the event loop keeps a buffer for, on each connection.
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock.listen(_BACKLOG)

@@ -11,6 +11,7 @@ from types import MappingProxyType
 import msgspec
 
 from keybroker.errors import KeyBrokerError, OverloadedError, RefusalError
+from keybroker.frontend.exchange import HttpAnswer
 from keybroker.frontend.shapes import ProblemDocument, ProblemPointer
 from keybroker.model.call import Problem
 
@@ -55,14 +56,6 @@ class ProblemError(KeyBrokerError):
         self.problem = problem
 
 
-class Rendered(msgspec.Struct, frozen=True):
-    """A problem as an HTTP answer. The header names are lower-case."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-
 def problem_of(err: RefusalError | ProblemError) -> Problem:
     """The parts of a refusal, whoever made it."""
     if isinstance(err, ProblemError):
@@ -97,13 +90,13 @@ def document(problem: Problem, request_id: str, pointer_prefix: str = "") -> Pro
     )
 
 
-def render(problem: Problem, request_id: str, extra_headers: Mapping[str, str] | None = None) -> Rendered:
+def render(problem: Problem, request_id: str, extra_headers: Mapping[str, str] | None = None) -> HttpAnswer:
     """A problem as an HTTP answer. Every 503 says when to try again; after a 401 the connection is of no more use."""
     shown = document(problem, request_id)
     body = msgspec.json.encode(shown)
-    headers = {"content-type": MEDIA_TYPE, "content-length": str(len(body)), "cache-control": "no-store"}
+    headers = {"content-type": MEDIA_TYPE, "cache-control": "no-store"}
     if shown.status == 503 or problem.retry_after:
         headers["retry-after"] = str(problem.retry_after or 1)
     if shown.status == 401:
         headers["connection"] = "close"
-    return Rendered(shown.status, headers | dict(extra_headers or {}), body)
+    return HttpAnswer(shown.status, headers | dict(extra_headers or {}), body)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from enum import Enum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Query
@@ -16,11 +16,10 @@ from starlette.responses import Response
 
 from keybroker.clock import from_rfc3339
 from keybroker.errors import NotFoundError
-from keybroker.frontend import public_keys
+from keybroker.frontend import public_keys, signing
 from keybroker.frontend.authority_link import AuthorityLink
 from keybroker.frontend.exchange import Exchange
 from keybroker.frontend.shapes import Key, Keys, Whoami
-from keybroker.frontend.signing import json_answer
 from keybroker.model.call import (
     KeyReply,
     KeysReply,
@@ -140,23 +139,23 @@ class Reading:
 
     async def whoami(self, request: Request) -> Response:
         """What the broker sees of the caller."""
-        return json_answer(Whoami.of(await self._authority.ask(Exchange.of(request), AskWhoami(), WhoamiReply)))
+        return _json(Whoami.of(await self._authority.ask(Exchange.of(request), AskWhoami(), WhoamiReply)))
 
     async def keys(self, request: Request) -> Response:
         """The keys that the caller may look at."""
         reply = await self._authority.ask(Exchange.of(request), ListKeys(), KeysReply)
-        return json_answer(Keys(tuple(Key.of(key) for key in reply.keys)))
+        return _json(Keys(tuple(Key.of(key) for key in reply.keys)))
 
     async def key(self, request: Request, key: str) -> Response:
         """One key and its versions."""
-        return json_answer(Key.of(await self._show(request, key)))
+        return _json(Key.of(await self._show(request, key)))
 
     async def public(self, request: Request, key: str, parameters: Annotated[PublicParameters, Query()]) -> Response:
         """The public key of one version, as PEM, JWK or a line of OpenSSH."""
         shown = await self._show(request, key)
         version = _version(shown, parameters.version)
         if parameters.format == "jwk":
-            return json_answer(public_keys.jwk(shown, version))
+            return _json(public_keys.jwk(shown, version))
         text = public_keys.pem(version.spki) if parameters.format == "pem" else public_keys.openssh(shown.name, version)
         media_type = "application/x-pem-file" if parameters.format == "pem" else "text/plain"
         return Response(text, media_type=media_type, headers={"cache-control": "no-store"})
@@ -164,22 +163,27 @@ class Reading:
     async def jwks(self, request: Request) -> Response:
         """The public keys that the caller may look at, as a JWK set."""
         reply = await self._authority.ask(Exchange.of(request), ListJwks(), KeysReply)
-        return json_answer(public_keys.jwk_set(reply.keys))
+        return _json(public_keys.jwk_set(reply.keys))
 
     async def records(self, request: Request, parameters: Annotated[RecordParameters, Query()]) -> Response:
         """A page of the record, oldest first. That it was read is on record too."""
         reply = await self._authority.ask(Exchange.of(request), parameters.ask(), RecordsReply)
-        return json_answer({"records": [msgspec.Raw(leaf) for leaf in reply.records], "next": reply.next or None})
+        return _json({"records": [msgspec.Raw(leaf) for leaf in reply.records], "next": reply.next or None})
 
     async def record(self, request: Request, index: Number) -> Response:
         """One record by its index in the log: the bytes that are hashed."""
         if not 0 <= index <= _MAX_INDEX:
             raise NotFoundError("")
         reply = await self._authority.ask(Exchange.of(request), ShowRecord(index), RecordsReply)
-        return json_answer(msgspec.Raw(reply.records[0]))
+        return _json(msgspec.Raw(reply.records[0]))
 
     async def _show(self, request: Request, key: str) -> KeyReply:
         return await self._authority.ask(Exchange.of(request), ShowKey(key), KeyReply)
+
+
+def _json(shape: Any) -> Response:
+    answer = signing.json_answer(shape)
+    return Response(answer.body, answer.status, answer.headers)
 
 
 def _version(key: KeyReply, wanted: int | None) -> PublicVersion:

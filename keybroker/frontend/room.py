@@ -9,19 +9,19 @@ import socket
 import sys
 from collections.abc import Callable
 
-import uvicorn
 import uvloop
-from uvicorn.server import ServerState
 
 from keybroker.config import Config, FrontendConfig, TelemetryConfig, host_and_port
 from keybroker.errors import ConfigError, WireError
 from keybroker.frontend.app import Application
 from keybroker.frontend.authority_link import AuthorityLink
 from keybroker.frontend.failed_handshakes import FailedHandshakes
+from keybroker.frontend.limits import ByteBudget, HttpLimits
 from keybroker.frontend.listener import TlsListener
 from keybroker.frontend.metrics import FrontendMetrics
 from keybroker.frontend.operations import Operations, OperationsServer
-from keybroker.frontend.protocol import BodyBudget, BoundedHttpProtocol, HttpLimits
+from keybroker.frontend.places import SvidShares
+from keybroker.frontend.protocol import BoundedHttpProtocol, Shared
 from keybroker.frontend.signing import body_limit
 from keybroker.frontend.tls import ServerTls
 from keybroker.identity.bundle import TrustBundles
@@ -33,7 +33,8 @@ from keybroker.tracing import Tracer, export_port
 from keybroker.wire import Link
 
 DRAIN_SECONDS = 10.0
-_BODY_BUDGET = 64 * 1024 * 1024
+_BODIES_BYTES = 64 * 1024 * 1024
+_ANSWERS_BYTES = 64 * 1024 * 1024
 _DRAIN_POLL_SECONDS = 0.05
 _OTHER_FILES = 512  # handshakes hold two descriptors for a moment; sockets, logs and files of our own
 
@@ -75,11 +76,12 @@ async def _serve(config: FrontendConfig, telemetry: TelemetryConfig) -> None:
     operations_socket = bind("operations", config.operations)
     link = Link[Call, Answer](config.authority, uid_of(config.authority_user), Answer, MAX_ANSWER_BYTES, _on_link_change)
     authority = AuthorityLink(link)
-    connections, failures = ServerState(), FailedHandshakes()
+    shared = Shared(ByteBudget(_BODIES_BYTES), ByteBudget(_ANSWERS_BYTES), SvidShares(config.max_connections_per_svid))
+    failures = FailedHandshakes()
     listener = TlsListener(
         service_socket,
         lambda: tls.context,
-        _protocol_factory(Application(authority, metrics, tracer), connections, metrics),
+        _protocol_factory(Application(authority, metrics, tracer), shared, metrics),
         max_connections=config.max_connections,
         max_per_address=config.max_connections_per_address,
         metrics=metrics,
@@ -94,7 +96,7 @@ async def _serve(config: FrontendConfig, telemetry: TelemetryConfig) -> None:
     _log.info("started", listen=config.listen, operations=config.operations)
     await stop.wait()
     await listener.stop()
-    await _drain(connections)
+    await _drain(shared)
     operations.should_exit = True
     for task in background:
         task.cancel()
@@ -106,28 +108,22 @@ async def _serve(config: FrontendConfig, telemetry: TelemetryConfig) -> None:
     await asyncio.to_thread(tracer.stop)
 
 
-def _protocol_factory(
-    app: Application, connections: ServerState, metrics: FrontendMetrics
-) -> Callable[[str, Callable[[], None]], asyncio.Protocol]:
-    """Makes the protocol object of each connection; they share limits and a budget."""
-    config = uvicorn.Config(
-        app, lifespan="off", log_config=None, access_log=False, server_header=False, date_header=False, proxy_headers=False, ws="none"
-    )
-    config.load()
-    limits, budget = HttpLimits(body_bytes=body_limit), BodyBudget(_BODY_BUDGET)
+def _protocol_factory(app: Application, shared: Shared, metrics: FrontendMetrics) -> Callable[[str, Callable[[], None]], asyncio.Protocol]:
+    """Makes the protocol object of each connection."""
+    limits = HttpLimits(body_bytes=body_limit)
 
     def make(address: str, on_lost: Callable[[], None]) -> asyncio.Protocol:
-        return BoundedHttpProtocol(config, connections, limits=limits, budget=budget, metrics=metrics, address=address, on_lost=on_lost)
+        return BoundedHttpProtocol(app.answer, limits=limits, shared=shared, metrics=metrics, address=address, on_lost=on_lost)
 
     return make
 
 
-async def _drain(connections: ServerState) -> None:
+async def _drain(shared: Shared) -> None:
     """Let every connection finish the request that is under way, for a while."""
-    for connection in list(connections.connections):
+    for connection in list(shared.connections):
         connection.shutdown()
     deadline = asyncio.get_running_loop().time() + DRAIN_SECONDS
-    while connections.connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110  uvicorn has no event for it
+    while shared.connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110  it ends soon
         await asyncio.sleep(_DRAIN_POLL_SECONDS)
 
 

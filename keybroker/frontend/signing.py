@@ -1,6 +1,6 @@
 """The three routes that a workload signs with: bytes of JSON in, one ask to the authority, bytes of JSON out.
 
-They are plain routes with a typed decoder, not FastAPI's, because a signature passes here: see `signature, by stage` in bench/.
+They are past any framework, with a typed decoder, because a signature passes here: a framework's route costs as much as all the rest.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ import re
 from typing import Any
 
 import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
 
 from keybroker.errors import InvalidError, OverloadedError, UnsupportedMediaTypeError
 from keybroker.frontend import bodies, problems
 from keybroker.frontend.authority_link import BATCH_SECONDS, AuthorityLink
-from keybroker.frontend.exchange import Exchange
+from keybroker.frontend.exchange import Exchange, HttpAnswer, HttpRequest
 from keybroker.frontend.metrics import FrontendMetrics
 from keybroker.frontend.shapes import BatchResults, Explanation, ProblemDocument, SignedUse
 from keybroker.model.call import BatchReply, Explain, ExplainReply, Problem, Sign, SignBatch, Signed
@@ -25,6 +23,7 @@ from keybroker.model.request import MAX_BATCH_BYTES, SignBody
 _JSON = re.compile(rb'application/json(?:[ \t]*;[ \t]*charset="?utf-8"?)?', re.IGNORECASE)
 _IDEMPOTENCY_KEY = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 _BATCH_END = b"/sign/batch"
+_JSON_FIELDS = {"content-type": "application/json", "cache-control": "no-store"}
 
 
 def body_limit(path: bytes) -> int:
@@ -33,17 +32,16 @@ def body_limit(path: bytes) -> int:
 
 
 class Signing:
-    """Answers `sign`, `sign/batch` and `sign/explain`."""
+    """Answers `sign`, `sign/batch` and `sign/explain`: POST, the key's name from the path."""
 
     def __init__(self, authority: AuthorityLink, metrics: FrontendMetrics) -> None:
         self._authority = authority
         self._metrics = metrics
 
-    async def sign(self, request: Request) -> Response:
+    async def sign(self, exchange: Exchange, key: str, request: HttpRequest) -> HttpAnswer:
         """One use of one key."""
-        exchange = Exchange.of(request)
-        body = bodies.sign_body(await _json_body(request))
-        ask = Sign(request.path_params["key"], body, _idempotency_key(request))
+        body = bodies.sign_body(_json_body(request))
+        ask = Sign(key, body, _idempotency_key(request))
         exchange.laps.lap("parse")
         signed = await self._authority.ask(exchange, ask, Signed)
         exchange.laps.lap("authority")
@@ -51,31 +49,30 @@ class Signing:
         self._metrics.signed(exchange.laps)
         return answer
 
-    async def sign_batch(self, request: Request) -> Response:
+    async def sign_batch(self, exchange: Exchange, key: str, request: HttpRequest) -> HttpAnswer:
         """Several uses of one key. An item that cannot be read is a problem in its place; the others are asked for."""
-        exchange = Exchange.of(request)
-        data = await _json_body(request)
+        data = _json_body(request)
         items = bodies.batch_items(data)
-        readable = tuple(item for item in items if isinstance(item, SignBody))
         idempotency_key = _idempotency_key(request)
         digest = hashlib.sha256(data).digest() if idempotency_key else b""
+        del data  # large ones are to be in memory once
+        readable = tuple(item for item in items if isinstance(item, SignBody))
         # Asked even where no item can be read: who does not belong here is to be told so first.
-        ask = SignBatch(request.path_params["key"], readable, idempotency_key, digest)
-        reply = await self._authority.ask(exchange, ask, BatchReply, BATCH_SECONDS)
+        reply = await self._authority.ask(exchange, SignBatch(key, readable, idempotency_key, digest), BatchReply, BATCH_SECONDS)
         if len(reply.results) != len(readable):  # only a bug in one of our rooms: whose answer is whose is not to be guessed
             raise OverloadedError("The request could not be finished.", retry_after=1)
         answers = iter(reply.results)
         return json_answer(BatchResults(tuple(_result(item, answers, number, exchange) for number, item in enumerate(items))))
 
-    async def explain(self, request: Request) -> Response:
+    async def explain(self, exchange: Exchange, key: str, request: HttpRequest) -> HttpAnswer:
         """The decision that `sign` would get."""
-        ask = Explain(request.path_params["key"], bodies.sign_body(await _json_body(request)))
-        return json_answer(Explanation.of(await self._authority.ask(Exchange.of(request), ask, ExplainReply)))
+        ask = Explain(key, bodies.sign_body(_json_body(request)))
+        return json_answer(Explanation.of(await self._authority.ask(exchange, ask, ExplainReply)))
 
 
-def json_answer(shape: Any) -> Response:
+def json_answer(shape: Any) -> HttpAnswer:
     """A 200 with this in JSON; no cache keeps it."""
-    return Response(msgspec.json.encode(shape), media_type="application/json", headers={"cache-control": "no-store"})
+    return HttpAnswer(200, _JSON_FIELDS, msgspec.json.encode(shape))
 
 
 def _result(item: SignBody | InvalidError, answers: Any, number: int, exchange: Exchange) -> SignedUse | ProblemDocument:
@@ -85,25 +82,25 @@ def _result(item: SignBody | InvalidError, answers: Any, number: int, exchange: 
     return problems.document(answer, exchange.request_id, f"/items/{number}")
 
 
-async def _json_body(request: Request) -> bytes:
+def _json_body(request: HttpRequest) -> bytes:
     """The body, if it calls itself JSON.
 
     Raises:
         UnsupportedMediaTypeError: it does not.
     """
-    types = [value for name, value in request.scope["headers"] if name == b"content-type"]
+    types = request.values(b"content-type")
     if len(types) != 1 or not _JSON.fullmatch(types[0]):
         raise UnsupportedMediaTypeError("Send `Content-Type: application/json`.")
-    return await request.body()
+    return request.take_body()
 
 
-def _idempotency_key(request: Request) -> str:
+def _idempotency_key(request: HttpRequest) -> str:
     """The idempotency key, empty if there is none.
 
     Raises:
         InvalidError: it is not one.
     """
-    given: list[bytes] = [value for name, value in request.scope["headers"] if name == b"idempotency-key"]
+    given = request.values(b"idempotency-key")
     if not given:
         return ""
     if len(given) != 1 or not _IDEMPOTENCY_KEY.fullmatch(given[0]):

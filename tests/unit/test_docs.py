@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +23,10 @@ from keybroker.authority.policy import grants
 from keybroker.cli import app as program
 from keybroker.cli.exits import ExitStatus
 from keybroker.errors import RefusalError
-from keybroker.frontend import openapi, problems
-from keybroker.frontend.app import DOCUMENT, _routes
+from keybroker.frontend import problems
+from keybroker.frontend.app import DOCUMENT, Application
 from keybroker.frontend.authority_link import AuthorityLink
+from keybroker.frontend.exchange import Client, HttpRequest
 from keybroker.frontend.metrics import FrontendMetrics
 from keybroker.frontend.operations import Operations
 from keybroker.identity import deny_list, x509_svid
@@ -31,6 +34,7 @@ from keybroker.model.decision import PolicyAnswer, PolicyInput
 from keybroker.model.record import Outcome, RecordKind
 from keybroker.model.request import SignBody
 from keybroker.process import EXIT_CONFIG, EXIT_STORE
+from keybroker.tracing import Tracer
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -111,7 +115,9 @@ def test_problem_codes_are_those_of_the_code_with_their_statuses() -> None:
 def test_routes_are_those_of_the_frontend() -> None:
     metrics = FrontendMetrics()
     link: AuthorityLink = object()  # type: ignore[assignment]  # nothing is asked
-    described = openapi.document(_routes(link, metrics))["paths"]
+    app = Application(link, metrics, Tracer("frontend", config.TelemetryConfig()))
+    answer = asyncio.run(app.answer(HttpRequest(Client((), "192.0.2.1"), "GET", DOCUMENT, b"", [], b"")))
+    described = json.loads(answer.body)["paths"]
     served = {f"{method.upper()} {path}" for path, item in described.items() for method in item} | {f"GET {DOCUMENT}"}
     assert set(names("reference/http.md", "Routes")) == served
     operations = Operations(link, metrics, lambda: False).app().routes

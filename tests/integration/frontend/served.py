@@ -22,9 +22,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import structlog
-import uvicorn
 import uvloop
-from uvicorn.server import ServerState
 
 from keybroker.clock import SystemClock
 from keybroker.config import TelemetryConfig
@@ -32,9 +30,11 @@ from keybroker.frontend.app import Application
 from keybroker.frontend.authority_link import ASK_SECONDS, AuthorityLink, R
 from keybroker.frontend.exchange import Exchange
 from keybroker.frontend.failed_handshakes import FailedHandshakes
+from keybroker.frontend.limits import ByteBudget, HttpLimits
 from keybroker.frontend.listener import TlsListener
 from keybroker.frontend.metrics import FrontendMetrics
-from keybroker.frontend.protocol import BodyBudget, BoundedHttpProtocol, HttpLimits
+from keybroker.frontend.places import SvidShares
+from keybroker.frontend.protocol import BoundedHttpProtocol, Shared
 from keybroker.frontend.signing import body_limit
 from keybroker.frontend.tls import ServerTls
 from keybroker.identity.bundle import TrustBundles
@@ -103,7 +103,9 @@ class Served:
     directory: Path
     limits: HttpLimits = field(default_factory=lambda: HttpLimits(body_bytes=body_limit, linger_s=0.3))
     max_connections: int = 256
-    budget: BodyBudget = field(default_factory=lambda: BodyBudget(64 * 1024 * 1024))
+    max_per_svid: int = 256
+    budget: ByteBudget = field(default_factory=lambda: ByteBudget(64 * 1024 * 1024))
+    answers: ByteBudget = field(default_factory=lambda: ByteBudget(64 * 1024 * 1024))
     root: Authority = field(default_factory=authority)
     port: int = 0
     faults: list[str] = field(default_factory=list)
@@ -116,7 +118,7 @@ class Served:
         bundles = TrustBundles.load({"example.org": self.bundle})
         self.authority = FakeAuthority(self.directory / "authority.sock", SvidValidator(bundles, None, SystemClock()))
         self.metrics = FrontendMetrics()
-        self.connections = ServerState()
+        self.shared = Shared(self.budget, self.answers, SvidShares(self.max_per_svid))
         self.failures = FailedHandshakes()
         self._bundles = bundles
         self._loop = uvloop.new_event_loop()
@@ -189,20 +191,10 @@ class Served:
         self.link = Link[Call, Answer](self.directory / "authority.sock", os.getuid(), Answer, MAX_ANSWER_BYTES)
         self.asking = ImpatientLink(self.link)
         app = Application(self.asking, self.metrics, Tracer("frontend", TelemetryConfig()))
-        config = uvicorn.Config(
-            app, lifespan="off", log_config=None, access_log=False, server_header=False, date_header=False, proxy_headers=False, ws="none"
-        )
-        config.load()
 
         def make(address: str, on_lost: Callable[[], None]) -> asyncio.Protocol:
             return BoundedHttpProtocol(
-                config,
-                self.connections,
-                limits=self.limits,
-                budget=self.budget,
-                metrics=self.metrics,
-                address=address,
-                on_lost=on_lost,
+                app.answer, limits=self.limits, shared=self.shared, metrics=self.metrics, address=address, on_lost=on_lost
             )
 
         self.listener = TlsListener(
@@ -221,8 +213,8 @@ class Served:
 
     async def _stop(self) -> None:
         await self.listener.stop()
-        for connection in list(self.connections.connections):
-            connection.transport.abort()
+        for connection in list(self.shared.connections):
+            connection.abort()
         await self.link.stop()
         await self.authority.stop()
         await asyncio.sleep(0.05)

@@ -75,7 +75,7 @@ def test_disconnect_leaves_no_connection_counted_and_no_budget_borrowed(
         leave(conversation)
         until(lambda: impatient.listener.open_connections == 0)
     until(lambda: impatient.budget.left == before)
-    until(lambda: not impatient.connections.connections)
+    until(lambda: not impatient.shared.connections)
     until(lambda: impatient.link.in_flight == 0)
     assert impatient.counter("keybroker_connections") == 0
     impatient.authority.answers = impatient.authority.allow
@@ -198,7 +198,7 @@ def test_connection_that_drains_gets_its_answer_and_the_end(served: Served) -> N
         until(lambda: len(served.authority.calls) == 1)
 
         async def drain() -> None:
-            for connection in list(served.connections.connections):
+            for connection in list(served.shared.connections):
                 connection.shutdown()
 
         served.on_loop(drain())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from keybroker.frontend.bodies import MAX_SIGN_BODY_BYTES
-from keybroker.frontend.protocol import BodyBudget
+from keybroker.frontend.limits import ByteBudget
 from keybroker.model.request import MAX_BATCH_BYTES, MAX_MESSAGE_BYTES
 from tests.integration.frontend.served import Answered, Conversation, Served, request, sign
 from tests.worlds import until
@@ -115,16 +115,16 @@ def test_sender_of_too_large_a_body_is_shut_out_after_a_moment(served: Served) -
 @pytest.mark.case(13)
 def test_upload_beyond_the_budget_of_all_gets_503_and_the_budget_comes_back(tmp_path: Path) -> None:
     body = b'{"algorithm":"ES256","message":"' + base64.b64encode(bytes(90_000)) + b'"}'
-    with Served(tmp_path, budget=BodyBudget(150_000)) as small:
+    with Served(tmp_path, budget=ByteBudget(450_000)) as small:  # three bytes for each of a body
         with small.connected() as first:
             first.send(sign(body)[:-1])
-            until(lambda: small.budget.left < 150_000 - 119_000)
+            until(lambda: small.budget.left < 450_000 - 3 * 119_000)
             answer = only(small.ask(sign(body)))
             assert (answer.status, code(answer), answer.headers["retry-after"]) == (503, "overloaded", "1")
             assert not small.authority.calls
             first.send(sign(body)[-1:])
             assert first.one().status == 200  # the first one is none the worse for it
-        until(lambda: small.budget.left == 150_000)
+        until(lambda: small.budget.left == 450_000)
         assert only(small.ask(sign(body, close=True))).status == 200
 
 

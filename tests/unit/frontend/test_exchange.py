@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import pytest
 
 from keybroker.config import TelemetryConfig
-from keybroker.frontend.exchange import EXTENSION, Client, Exchange, new_request_id
+from keybroker.frontend.exchange import Client, Exchange, HttpRequest, new_request_id
 from keybroker.tracing import Tracer
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -16,8 +15,8 @@ CLIENT = Client((b"certificate bytes",), "192.0.2.1")
 
 
 def exchange(*headers: tuple[bytes, bytes]) -> Exchange:
-    scope: dict[str, Any] = {"headers": list(headers), "extensions": {EXTENSION: CLIENT}}
-    return Exchange.begin(scope, Tracer("frontend", TelemetryConfig()))
+    request = HttpRequest(CLIENT, "GET", "/", b"", list(headers), b"")
+    return Exchange.begin(request, Tracer("frontend", TelemetryConfig()))
 
 
 @pytest.mark.parametrize("flags", ["00", "01", "ff"])

@@ -19,7 +19,7 @@ from keybroker.errors import InvalidError
 from keybroker.frontend import bodies, problems
 from keybroker.frontend.app import Application
 from keybroker.frontend.authority_link import AuthorityLink
-from keybroker.frontend.exchange import EXTENSION, Client
+from keybroker.frontend.exchange import Client, HttpRequest
 from keybroker.frontend.metrics import FrontendMetrics
 from keybroker.model.call import Problem
 from keybroker.tracing import Tracer
@@ -29,19 +29,10 @@ from tests.unit.frontend.test_bodies import WRONG
 def _fetch() -> dict[str, Any]:
     """The document as the application answers it; the authority is not asked for it."""
     app = Application(cast("AuthorityLink", None), FrontendMetrics(), Tracer("frontend", TelemetryConfig()))
-    sent: list[dict[str, Any]] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    async def receive() -> Any:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    scope = {"type": "http", "method": "GET", "path": "/v1/openapi.json", "raw_path": b"/v1/openapi.json", "query_string": b"",
-             "headers": [(b"host", b"broker")], "extensions": {EXTENSION: Client((), "192.0.2.1")}, "root_path": ""}  # fmt: skip
-    asyncio.run(app(scope, receive, send))
-    assert sent[0]["status"] == 200
-    document: dict[str, Any] = json.loads(sent[1]["body"])
+    request = HttpRequest(Client((), "192.0.2.1"), "GET", "/v1/openapi.json", b"", [(b"host", b"broker")], b"")
+    answer = asyncio.run(app.answer(request))
+    assert answer.status == 200
+    document: dict[str, Any] = json.loads(answer.body)
     return document
 
 
