@@ -19,13 +19,17 @@ _PER_SIGNATURE = (ONE, MANY)
 
 
 class Speed(msgspec.Struct, frozen=True):
-    """One row of the first table. Latencies are milliseconds of one request; the ratios are times as fast."""
+    """One row of the first table. Latencies are milliseconds of one request; the ratios are times as fast.
+
+    `per_core` is what one core is good for, load generator included: what CPU time allows, whatever else the host had to do.
+    """
 
     what: str
     scenario: str
     signatures_per_s: float
     p50_ms: float
     p99_ms: float
+    per_core: float | None = None
     of_bare: float | None = None
     of_frontend_alone: float | None = None
 
@@ -81,7 +85,9 @@ def _speeds(rounds: Sequence[Round]) -> tuple[Speed, ...]:
 def _speed(what: str, scenario: str, samples: list[Sample], of_bare: float | None = None, of_alone: float | None = None) -> Speed:
     rate = statistics.median(each.rate for each in samples)
     p50, p99 = (statistics.median(getattr(each, name) for each in samples) / 1e3 for name in ("p50", "p99"))
-    return Speed(what, scenario, rate, p50, p99, of_bare, of_alone)
+    costs = [sum(each.cpu.values()) + each.generator for each in samples if each.cpu]
+    per_core = 1e6 / statistics.median(costs) if costs else None
+    return Speed(what, scenario, rate, p50, p99, per_core, of_bare, of_alone)
 
 
 def _elapsed(rounds: Sequence[Round]) -> tuple[Row, ...]:
@@ -97,6 +103,7 @@ def _elapsed(rounds: Sequence[Round]) -> tuple[Row, ...]:
         return min(stages["request"] - stages["parse"], inside(one, scenario))
 
     def token(one: Round, scenario: Scenario) -> float:
+        """As the workers say; bare, if they do not."""
         return one.broker[scenario.name].stages.get("token", one.bare[scenario.algorithm].mean)
 
     def stage(name: str) -> _Figure:
@@ -163,15 +170,16 @@ def _speed_table(speeds: Sequence[Speed]) -> Table:
     table = Table(title="Signatures per second, and the latency of one request; x is times as fast as", title_justify="left")
     table.add_column("")
     table.add_column("")
-    for name in ("signatures/s", "p50 ms", "p99 ms", "x bare", "x frontend alone"):
+    for name in ("signatures/s", "p50 ms", "p99 ms", "a core's worth/s", "x bare", "x frontend alone"):
         table.add_column(name, justify="right")
     before = ""
     for each in speeds:
         if before not in {"", each.what}:
             table.add_section()
-        ratios = ("" if ratio is None else f"{ratio:.2f}" for ratio in (each.of_bare, each.of_frontend_alone))
         what = each.what if each.what != before else ""
-        table.add_row(what, each.scenario, f"{each.signatures_per_s:,.0f}", f"{each.p50_ms:.2f}", f"{each.p99_ms:.2f}", *ratios)
+        core = "" if each.per_core is None else f"{each.per_core:,.0f}"
+        ratios = ("" if ratio is None else f"{ratio:.2f}" for ratio in (each.of_bare, each.of_frontend_alone))
+        table.add_row(what, each.scenario, f"{each.signatures_per_s:,.0f}", f"{each.p50_ms:.2f}", f"{each.p99_ms:.2f}", core, *ratios)
         before = each.what
     return table
 

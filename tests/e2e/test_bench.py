@@ -40,6 +40,7 @@ def test_bench_compares_every_scenario_with_bare_pkcs11_and_the_frontend_alone(q
         bare = speeds["bare PKCS#11, one process", scenario.algorithm]["signatures_per_s"]
         assert row["of_bare"] == pytest.approx(row["signatures_per_s"] / bare)
         assert row["of_frontend_alone"] > 0
+        assert row["per_core"] > 0
 
 
 def test_bench_says_where_the_microseconds_of_one_signature_go(quick: tuple[str, dict[str, Any]]) -> None:
