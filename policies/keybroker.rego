@@ -17,13 +17,17 @@ allow if {
 decision := {
 	"allow": allow,
 	"reasons": reasons,
-	"grants": [id | allow; some id in granted],
+	"grants": [rule.id | allow; some rule in granted],
 	"policy": rules.policy,
-	"obligations": [obligation | allow; some id in granted; obligation := obligation_of(id)],
+	"obligations": [obligation | allow; some rule in granted; obligation := obligation_of(rule)],
 }
 
-# What a grant demands beyond a yes. Grants of this version demand nothing more.
-obligation_of(id) := {"grant": id, "hours": [], "limits": [], "quorum": [], "cool_off_s": 0, "evidence": []}
+# What a grant demands beyond a yes. Hours, limits and quorums are about uses of keys, not about reading.
+obligation_of(rule) := rule.obligation if not is_reading
+
+obligation_of(rule) := rule.when_read if is_reading
+
+is_reading if input.operation in ["read-key", "read-audit"]
 
 # Rules are indexed by whom they are for, so that a decision walks the caller's own rules, not everybody's.
 mine := array.concat(
@@ -110,9 +114,9 @@ with_algorithm := [rule | some rule in with_operation; permits_algorithm(rule)]
 
 permits_algorithm(rule) if input.algorithm in rule.algorithms
 
-permits_algorithm(_) if input.operation in ["read-key", "read-audit"]
+permits_algorithm(_) if is_reading
 
-matching := [rule.id | some rule in with_algorithm; permits_network(rule)]
+matching := [rule | some rule in with_algorithm; permits_network(rule)]
 
 permits_network(rule) if count(rule.networks) == 0
 
@@ -122,26 +126,41 @@ permits_network(rule) if {
 }
 
 # A workload may read its own trail without a grant.
-own_trail := ["own-trail" |
+own_trail := [{"id": "own-trail", "when_read": no_obligation} |
 	input.operation == "read-audit"
 	input.target.kind == "trail"
 	input.target.workload == input.caller.spiffe_id
 ]
 
+no_obligation := {
+	"grant": "own-trail",
+	"not_before": "",
+	"not_after": "",
+	"hours": [],
+	"limits": [],
+	"quorum": [],
+	"cool_off_s": 0,
+	"expires_s": 0,
+	"evidence": [],
+	"observe_only": false,
+}
+
 granted := once(array.concat(matching, own_trail))
 
-# Each id once: a rule is here several times if several of its workload patterns fit.
-once(ids) := [id | some index, id in ids; not id in array.slice(ids, 0, index)]
+# Each rule once: it is here several times if several of its workload patterns fit.
+once(found) := [rule | some index, rule in found; not rule.id in array.slice(ids, 0, index)] if ids := [rule.id | some rule in found]
 
 # Denies: a selector that is not given fits everything. Keys and trails are both targets, so a deny that names both fits either.
 
-denied_by := once([rule.id |
+denied_by := [rule.id | some rule in once(against_this)]
+
+against_this := [rule |
 	some rule in against_me
 	fits_target(rule)
 	fits_operation(rule)
 	fits_algorithm(rule)
 	fits_networks(rule)
-])
+]
 
 fits_target(rule) if {
 	count(rule.keys) == 0

@@ -24,8 +24,25 @@ read_trail(workload) := object.union(request, {
 	"target": {"kind": "trail", "id": "", "workload": workload},
 })
 
+obligation := {
+	"grant": "g",
+	"not_before": "",
+	"not_after": "",
+	"hours": [],
+	"limits": [{"max": 1, "window_s": 60, "per": "key"}],
+	"quorum": [],
+	"cool_off_s": 0,
+	"expires_s": 0,
+	"evidence": [],
+	"observe_only": false,
+}
+
+when_read := object.union(obligation, {"limits": []})
+
 rule := {
 	"id": "g",
+	"obligation": obligation,
+	"when_read": when_read,
 	"path": ["payments", "*"],
 	"is_open": false,
 	"keys": ["orders"],
@@ -53,7 +70,7 @@ test_grant_allows_and_names_itself if {
 	answer.grants == ["g"]
 	answer.reasons == []
 	answer.policy == "digest"
-	answer.obligations == [{"grant": "g", "hours": [], "limits": [], "quorum": [], "cool_off_s": 0, "evidence": []}]
+	answer.obligations == [obligation]
 }
 
 test_nothing_said_means_no if {
@@ -130,6 +147,15 @@ test_exact_domain_and_anybody if {
 	}
 }
 
+test_reading_is_not_a_use if {
+	reads := object.union(rule, {"operations": ["read-key"]})
+	decide([reads], [], object.union(request, {"operation": "read-key", "algorithm": ""})).obligations == [when_read]
+}
+
+test_own_trail_demands_nothing if {
+	decide([], [], read_trail("spiffe://example.org/payments/api")).obligations == [object.union(when_read, {"grant": "own-trail"})]
+}
+
 test_own_trail_needs_no_grant_and_others_do if {
 	decide([], [], read_trail("spiffe://example.org/payments/api")).grants == ["own-trail"]
 	not decide([], [], read_trail("spiffe://example.org/payments/other")).allow
@@ -184,9 +210,13 @@ test_trail_patterns if {
 }
 
 test_two_grants_bind_together if {
-	answer := decide([rule, object.union(rule, {"id": "h"})], [], request)
+	answer := decide([rule, object.union(rule, {"id": "h", "obligation": {"grant": "h"}})], [], request)
 	answer.grants == ["g", "h"]
-	count(answer.obligations) == 2
+	answer.obligations == [obligation, object.union(obligation, {"grant": "h"})]
 }
 
-test_rule_that_fits_twice_counts_once if decide([rule, rule], [], request).grants == ["g"]
+test_rule_that_fits_twice_counts_once if {
+	answer := decide([rule, rule], [], request)
+	answer.grants == ["g"]
+	answer.obligations == [obligation]
+}

@@ -31,7 +31,7 @@ from keybroker.authority.tokens import TokenSignature
 from keybroker.authority.uses import Asker
 from keybroker.config import AuthorityConfig, KeyConfig, KeyVersionConfig, TelemetryConfig, TokenLink
 from keybroker.errors import HsmUnavailableError, SvidInvalidError
-from keybroker.model.decision import Decision, Obligation, Verdict
+from keybroker.model.decision import Decision, Verdict, no_obligation
 from keybroker.model.identity import Caller, SpiffeId, Svid
 from keybroker.model.key import Algorithm
 from keybroker.model.record import TokenFacts
@@ -56,7 +56,7 @@ class FakeEngine:
         self.asked.append(request)
         self.on_decide()
         grants = ("g",) if self.verdict is Verdict.ALLOW else ()
-        obligations = tuple(Obligation(grant, (), (), (), 0, ()) for grant in grants)
+        obligations = tuple(no_obligation(grant) for grant in grants)
         record = canonical({"allow": self.verdict is Verdict.ALLOW, "grants": grants, "reasons": self.reasons, "policy": self.digest})
         return Decision(self.verdict, self.reasons, grants, obligations, self.digest, "fake", record)
 

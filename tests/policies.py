@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from keybroker.audit.leaf import canonical
-from keybroker.authority.policy import grants
+from keybroker.authority.policy import loader
 from keybroker.authority.policy.compiler import compile_rules
 from keybroker.authority.policy.engine import ENGINE, EmbeddedEngine
 from keybroker.authority.policy.grants import Rules
@@ -49,7 +49,7 @@ def load(directory: Path, **files: str | bytes) -> Rules:
     directory.mkdir(exist_ok=True)
     for name, text in files.items():
         (directory / f"{name}.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
-    return grants.load(directory, KEYS)
+    return loader.load(directory, KEYS)
 
 
 def refusal(directory: Path, **files: str | bytes) -> list[str]:

@@ -67,6 +67,27 @@ def may(grant: Grant, operation: str) -> bool:
     return operation in grant.operations or (operation == "read-key" and signs)
 
 
+def demanded(grant: Grant, operation: str) -> dict[str, Any]:
+    """What a grant demands, as the policy must answer it. Reading is not a use of a key."""
+    uses = operation not in READING
+    return {
+        "grant": grant.id,
+        "not_before": grant.not_before or "",
+        "not_after": grant.not_after or "",
+        "hours": [
+            {"days": [each.days], "from": each.opens, "to": each.closes, "zone": each.zone, "except": list(each.excluded)}
+            for each in grant.hours
+            if uses
+        ],
+        "limits": [{"max": each.max, "window_s": int(each.window[:-1]), "per": each.per} for each in grant.limits if uses],
+        "quorum": [],
+        "cool_off_s": 0,
+        "expires_s": 0,
+        "evidence": [],
+        "observe_only": grant.observe_only,
+    }
+
+
 def expected(rules: Rules, asked: dict[str, Any]) -> Expected:
     """Nothing said means no; all matching grants bind; a deny wins; who asks for its own trail may read it."""
     caller, target, operation = asked["caller"]["spiffe_id"], asked["target"], asked["operation"]

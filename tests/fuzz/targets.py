@@ -16,7 +16,7 @@ from cryptography import x509
 
 from keybroker.audit.chain import ChainChecker
 from keybroker.audit.leaf import canonical
-from keybroker.authority.policy import grants
+from keybroker.authority.policy import loader
 from keybroker.authority.policy.compiler import compile_rules
 from keybroker.client.results import Record
 from keybroker.errors import ConfigError, InvalidError, MalformedError, SvidInvalidError, WireError
@@ -149,7 +149,7 @@ def _grants() -> Try:
     def attempt(data: bytes) -> None:
         path.write_bytes(data)
         try:
-            rules = grants.load(directory, frozenset({"orders"}))
+            rules = loader.load(directory, frozenset({"orders"}))
         except ConfigError as err:
             assert str(path) in str(err)
         else:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from keybroker import config
 from keybroker.audit import chain, leaf
 from keybroker.authority.metrics import AuthorityMetrics
-from keybroker.authority.policy import grants
+from keybroker.authority.policy import grants, loader
 from keybroker.cli import app as program
 from keybroker.cli.exits import ExitStatus
 from keybroker.errors import RefusalError
@@ -30,7 +30,7 @@ from keybroker.frontend.exchange import Client, HttpRequest
 from keybroker.frontend.metrics import FrontendMetrics
 from keybroker.frontend.operations import Operations
 from keybroker.identity import deny_list, x509_svid
-from keybroker.model.decision import PolicyAnswer, PolicyInput
+from keybroker.model.decision import Obligation, PolicyAnswer, PolicyInput
 from keybroker.model.record import Outcome, RecordKind
 from keybroker.model.request import SignBody
 from keybroker.process import EXIT_CONFIG, EXIT_STORE
@@ -237,9 +237,12 @@ def test_grants_are_described_as_they_are_read() -> None:
     assert set(names("reference/grants.md", "A file")) == fields(grants.GrantFile)
     assert set(names("reference/grants.md", "A grant")) == fields(grants.Grant)
     assert set(names("reference/grants.md", "A deny")) == fields(grants.Deny)
+    for heading, struct in (("Hours", grants.Hours), ("Limits", grants.LimitRule), ("Quorum", grants.Quorum)):
+        assert set(names("reference/grants.md", heading)) == fields(struct)
+    assert set(names("reference/policy.md", "Obligations")) == fields(Obligation)
     assert set(names("reference/grants.md", "Operations")) == set(get_args(grants.Operation))
     not_built = set(_NAME.findall(section("reference/grants.md", "Not there yet").partition("belong to")[0]))
-    assert not_built == grants._NOT_BUILT
+    assert not_built == grants.NOT_BUILT
 
 
 def test_policy_is_described_as_it_is_asked() -> None:
@@ -275,7 +278,7 @@ def test_yaml_of_page_is_what_the_broker_reads(page: str, tmp_path: Path) -> Non
             place = tmp_path / f"rules-{number}"
             place.mkdir()
             file.rename(place / file.name)
-            grants.load(place, frozenset())
+            loader.load(place, frozenset())
         elif first == "denied":
             deny_list.DenyList.load(file)
         elif (first in {"frontend", "authority", "hsm"} and "uri" in block) or "listen" in block or "state:" in block:

@@ -11,7 +11,7 @@ import msgspec
 from keybroker.audit.leaf import canonical
 from keybroker.authority.policy.wasm import WasmAbortError, WasmInstance, WasmModule, WasmTrapError
 from keybroker.errors import PolicyFailedError, PolicyUnavailableError
-from keybroker.model.decision import Decision, PolicyAnswer, Verdict
+from keybroker.model.decision import Decision, Obligation, PolicyAnswer, Verdict
 from keybroker.telemetry import logger
 
 MEMO_SIZE = 16_384
@@ -112,12 +112,24 @@ def decision_of(answer: bytes, digest: str, engine: str) -> Decision:
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return _decision(Verdict.FAILED, (PolicyFailedError.code,), nothing, engine)
     given = result.result
-    # Nothing in this version enforces hours, limits or quorums, so a yes that depends on them is no yes.
-    has_obligations = any(not each.is_empty for each in given.obligations)
+    is_beyond_us = any(unenforced(each) for each in given.obligations)
     is_contradiction = given.allow and (not given.grants or given.reasons)
-    if given.policy != digest or is_contradiction or (given.allow and has_obligations):
+    if given.policy != digest or is_contradiction or (given.allow and is_beyond_us):
         return _decision(Verdict.FAILED, (PolicyFailedError.code,), nothing, engine)
     return _decision(Verdict.ALLOW if given.allow else Verdict.DENY, given.reasons, given, engine)
+
+
+def unenforced(obligation: Obligation) -> tuple[str, ...]:
+    """What an obligation demands that nothing in this version enforces. A yes that depends on it is no yes."""
+    demanded = {
+        "not_before": obligation.not_before,
+        "not_after": obligation.not_after,
+        "hours": obligation.hours,
+        "limits": obligation.limits,
+        "quorum": obligation.quorum or obligation.cool_off_s or obligation.expires_s,
+        "evidence": obligation.evidence,
+    }
+    return tuple(name for name, demand in demanded.items() if demand)
 
 
 def _decision(verdict: Verdict, reasons: tuple[str, ...], given: PolicyAnswer, engine: str) -> Decision:

@@ -1,39 +1,31 @@
-"""Grant files: loaded strictly, with file and line in each error.
-
-A field that this version does not build (limits, hours, quorum ...) is refused, never ignored: half a rule is another rule.
-"""
+"""What a grant file may say, typed; `loader` reads and checks. A field that is not here is refused, never ignored."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
-from keybroker.authority.policy.pattern import Pattern, PatternError
-from keybroker.errors import ConfigError
+from keybroker.model.decision import MAX_UNITS, Day, Per
 from keybroker.model.key import KEY_NAME, Algorithm
-from keybroker.yaml_document import Step, YamlDocument
 
 OWN_TRAIL = "own-trail"
 
 Operation = Literal["sign", "sign-digest", "read-key", "read-audit"]
 
-_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_RANGE = re.compile(r"[0-9a-fA-F.:]+(/[0-9]{1,3})?")  # without netmasks and zones
-_ENDS_WITH = " - at `"
-_CHOICES = {"operations": get_args(Operation), "algorithms": tuple(each.value for each in Algorithm)}
-_SIGNING = frozenset({"sign", "sign-digest"})
-_SELECTORS = ("workloads", "operations", "keys", "algorithms", "trails", "networks")
-_CROWD = 2_000  # rules; a decision that walks about three times as many runs out of fuel
-_NOT_BUILT = frozenset({
-    "limits", "hours", "quorum", "stages", "not_before", "not_after", "evidence", "observe_only", "people", "groups", "cool_off", "expires",
-})  # fmt: skip
+RULE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+DAYS: tuple[Day, ...] = get_args(Day)
+NOT_BUILT = frozenset({"evidence"})
+
+_DAY = f"({'|'.join(DAYS)})"
+DAYS_FORM = re.compile(rf"{_DAY}(-{_DAY})?(, ?{_DAY}(-{_DAY})?)*")
+DURATION = re.compile(r"(0|[1-9][0-9]{0,6})([smhd])")
+CLOCK = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]|24:00")
+DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+MOMENT = re.compile(rf"{DATE.pattern}T[0-9]{{2}}:[0-9]{{2}}:[0-9]{{2}}Z")
 
 
 def _list_schema(description: str) -> msgspec.Meta:
@@ -41,7 +33,12 @@ def _list_schema(description: str) -> msgspec.Meta:
     return msgspec.Meta(description=description, extra_json_schema={"minItems": 1})
 
 
-_Name = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": f"^{_ID.pattern}$"})]
+def _text_schema(form: str, description: str) -> msgspec.Meta:
+    """For editors only, like the lists."""
+    return msgspec.Meta(description=description, extra_json_schema={"pattern": f"^({form})$"})
+
+
+_Name = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": f"^{RULE_NAME.pattern}$"})]
 _PatternText = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": r"^(\*\*|spiffe://[a-z0-9._-]+/[a-zA-Z0-9._*/-]+)$"})]
 _Workloads = Annotated[
     tuple[_PatternText, ...],
@@ -55,10 +52,55 @@ _Keys = Annotated[
 _Algorithms = Annotated[tuple[Algorithm, ...], _list_schema("JOSE names; a grant that signs needs them.")]
 _Trails = Annotated[tuple[_PatternText, ...], _list_schema("Whose records; patterns like `workloads`, and `**` alone is the whole record.")]
 _Networks = Annotated[tuple[_Name, ...], _list_schema("Only from these named networks.")]
+_Moment = Annotated[str, _text_schema(MOMENT.pattern, "A moment in UTC, such as 2027-06-30T00:00:00Z.")]
+_Clock = Annotated[str, _text_schema(CLOCK.pattern, "HH:MM, in quotes; 24:00 is the end of the day.")]
+_Groups = Annotated[tuple[_Name, ...], _list_schema("Groups; everybody in one of them may approve.")]
+_Approvals = Annotated[int, msgspec.Meta(description="How many different people must approve.", extra_json_schema={"minimum": 1})]
+
+
+class Hours(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """When a key may be used."""
+
+    days: Annotated[str, _text_schema(DAYS_FORM.pattern, "On which days it begins: mon-fri, or mon,wed,sat-sun.")]
+    opens: _Clock = msgspec.field(name="from")
+    closes: _Clock = msgspec.field(name="to")
+    zone: Annotated[str, msgspec.Meta(description="IANA time zone, such as Europe/Berlin.")]
+    excluded: Annotated[tuple[Annotated[str, _text_schema(DATE.pattern, "")], ...], _list_schema("Dates that are closed.")] = msgspec.field(
+        name="except", default=()
+    )
+
+
+class LimitRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Never more than so many uses in any window of that length."""
+
+    max: Annotated[int, msgspec.Meta(description="Uses in any one window.", extra_json_schema={"minimum": 1, "maximum": MAX_UNITS})]
+    window: Annotated[str, _text_schema(DURATION.pattern, "From 1s to 31d: a number and s, m, h or d.")]
+    per: Annotated[Per, msgspec.Meta(description="What is counted apart.")]
+
+
+class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Approvals of one kind."""
+
+    approvals: _Approvals
+    of: _Groups
+
+
+class Quorum(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Who must approve before a use: either `approvals` and `of`, or `stages`."""
+
+    approvals: _Approvals | msgspec.UnsetType = msgspec.UNSET
+    of: _Groups = ()
+    stages: Annotated[tuple[Stage, ...], _list_schema("One after the other.")] = ()
+    expires: Annotated[str, _text_schema(DURATION.pattern, "How long all of it may take, from 1s to 31d.")]
+    cool_off: Annotated[str, _text_schema(DURATION.pattern, "How long to wait after the last approval.")] = "0s"
+
+    def in_stages(self) -> tuple[Stage, ...]:
+        """The stages, of which there is one where none are written."""
+        return self.stages or (Stage(approvals=self.approvals if isinstance(self.approvals, int) else 0, of=self.of),)
 
 
 class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One yes: who, which keys, what."""
+    """One yes: who, which keys, what, and what is demanded beyond it."""
 
     id: Annotated[_Name, msgspec.Meta(description="Unique over all files; stands in every record that this grant allowed.")]
     workloads: _Workloads
@@ -67,6 +109,12 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     algorithms: _Algorithms = ()
     trails: _Trails = ()
     networks: _Networks = ()
+    not_before: _Moment | msgspec.UnsetType = msgspec.UNSET
+    not_after: _Moment | msgspec.UnsetType = msgspec.UNSET
+    hours: Annotated[tuple[Hours, ...], _list_schema("Open if one of them is.")] = ()
+    limits: Annotated[tuple[LimitRule, ...], _list_schema("All of them bind.")] = ()
+    quorum: Quorum | msgspec.UnsetType = msgspec.UNSET
+    observe_only: Annotated[bool, msgspec.Meta(description="What this grant demands is watched and recorded, and does not bind.")] = False
 
 
 class Deny(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -90,10 +138,17 @@ class GrantFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         dict[_Name, Annotated[tuple[str, ...], _list_schema("Ranges such as 192.0.2.0/24.")]],
         msgspec.Meta(description="Names for address ranges, for `networks` in rules."),
     ] = {}
+    people: Annotated[
+        dict[_Name, Annotated[tuple[str, ...], _list_schema("SPIFFE IDs, written out.")]],
+        msgspec.Meta(description="Who is behind which identities: one person may have several, and counts once."),
+    ] = {}
+    groups: Annotated[
+        dict[_Name, Annotated[tuple[_Name, ...], _list_schema("People.")]],
+        msgspec.Meta(description="Names for people together, for `of` in quorums."),
+    ] = {}
 
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Place = tuple[Step, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +157,16 @@ class Rules:
 
     Attributes:
         warnings: what is allowed but probably not meant, for example a key that does not exist.
+        people: the identities of each person.
+        groups: the people of each group.
     """
 
     grants: tuple[Grant, ...]
     denies: tuple[Deny, ...]
     networks: dict[str, tuple[Network, ...]]
     warnings: tuple[str, ...]
+    people: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def networks_of(self, address: str) -> tuple[str, ...]:
         """The named networks that an address is in, in order of name."""
@@ -119,36 +178,42 @@ class Rules:
             parsed = parsed.ipv4_mapped
         return tuple(name for name, ranges in self.networks.items() if any(parsed in each for each in ranges))
 
+    def person_of(self, spiffe_id: str) -> str:
+        """The name of the person behind an identity; empty if it is nobody's."""
+        return next((name for name, identities in self.people.items() if spiffe_id in identities), "")
 
-def load(directory: Path, known_keys: frozenset[str]) -> Rules:
-    """Read every `*.yaml` file of a directory.
+    def people_of(self, groups: tuple[str, ...]) -> tuple[str, ...]:
+        """Everybody in these groups, each once, in order of name."""
+        return tuple(sorted({person for group in groups for person in self.groups.get(group, ())}))
 
-    Args:
-        directory: of grant files.
-        known_keys: the configured keys; another one in a rule is worth a warning.
+
+def seconds_of(duration: str) -> int:
+    """The seconds of a duration that the loader has checked.
 
     Raises:
-        ConfigError: everything that is wrong, a line for each, with file and line.
+        ValueError: it is none.
     """
-    try:
-        found = sorted(path for path in directory.iterdir() if not path.name.startswith("."))
-    except OSError as err:
-        msg = f"{directory}: cannot be read: {err.strerror}"
-        raise ConfigError(msg) from err
-    paths = [path for path in found if path.suffix == ".yaml"]
-    if not paths:
-        msg = f"{directory}: holds no *.yaml file; without grants nobody may do anything, so write at least `grants: []`"
-        raise ConfigError(msg)
-    loader = _Loader(known_keys)
-    loader.warnings += [
-        f"{path}: is not read; grant files end in .yaml" for path in found if path not in paths and path.suffix.lower() in {".yml", ".yaml"}
-    ]
-    for path in paths:
-        try:
-            loader.take(YamlDocument.load(path))
-        except ConfigError as err:
-            loader.errors.append(str(err))
-    return loader.finish()
+    match = DURATION.fullmatch(duration)
+    if match is None:
+        raise ValueError(duration)
+    return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]
+
+
+def days_of(text: str) -> tuple[Day, ...]:
+    """The days of `mon-fri` or `mon,wed`, in order of the week, each once; a range may go over the end of the week.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if DAYS_FORM.fullmatch(text) is None:
+        raise ValueError(text)
+    found: set[str] = set()
+    for part in text.replace(" ", "").split(","):
+        first, _, last = part.partition("-")
+        names: tuple[str, ...] = DAYS
+        begin, end = names.index(first), names.index(last or first)
+        found.update(DAYS[index % 7] for index in range(begin, end + 1 if end >= begin else end + 8))
+    return tuple(day for day in DAYS if day in found)
 
 
 def schema() -> dict[str, Any]:
@@ -158,193 +223,3 @@ def schema() -> dict[str, Any]:
         for member in definition.get("properties", {}).values():
             member.pop("default", None)  # "not given" is not the empty list, which is refused
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "keybroker grants", **made}
-
-
-class _Loader:
-    """Collects rules and errors over all files."""
-
-    def __init__(self, known_keys: frozenset[str]) -> None:
-        self._known_keys = known_keys
-        self._ids: dict[str, str] = {OWN_TRAIL: "a rule that is built in"}
-        self._grants: list[Grant] = []
-        self._denies: list[Deny] = []
-        self._networks: dict[str, tuple[Network, ...]] = {}
-        self._network_uses: list[tuple[str, str]] = []
-        self.warnings: list[str] = []
-        self.errors: list[str] = []
-
-    def take(self, document: YamlDocument) -> None:
-        value = document.value
-        if not isinstance(value, dict):
-            self.errors.append(f"{document.where()}: a grant file has `grants`, `denies` or `networks` at its top")
-            return
-        for name in value:
-            if name not in {"grants", "denies", "networks"}:
-                self._fault(document, (name,), _unknown(name, "`grants`, `denies` and `networks`"))
-        for name, kind in (("grants", Grant), ("denies", Deny)):
-            entries = value.get(name, [])
-            if not isinstance(entries, list):
-                self._fault(document, (name,), "must be a list")
-                continue
-            for index in range(len(entries)):
-                self._take_rule(document, (name, index), kind)
-        self._take_networks(document, value.get("networks", {}))
-
-    def finish(self) -> Rules:
-        for where, name in self._network_uses:
-            if name not in self._networks:
-                self.errors.append(f"{where}: no network is named {name!r}; define it under `networks`")
-        if self.errors:
-            raise ConfigError("\n".join(self.errors))
-        grants = tuple(sorted(self._grants, key=lambda rule: rule.id))
-        denies = tuple(sorted(self._denies, key=lambda rule: rule.id))
-        warnings = (*self.warnings, *_crowds((*grants, *denies)))
-        return Rules(grants, denies, dict(sorted(self._networks.items())), warnings)
-
-    def _take_rule(self, document: YamlDocument, place: Place, kind: type[Grant | Deny]) -> None:
-        value = _at(document.value, place)
-        if isinstance(value, dict):
-            unknown = [name for name in value if name not in kind.__struct_fields__]
-            for name in unknown:
-                self._fault(document, (*place, name), _unknown(name, ", ".join(f"`{each}`" for each in kind.__struct_fields__)))
-            empty = [name for name in _SELECTORS if value.get(name) == []]
-            for name in empty:
-                self._fault(document, (*place, name), "an empty list means nobody or nothing; name something, or leave the rule out")
-            if unknown or empty:
-                return
-        try:
-            rule = msgspec.convert(value, kind)
-        except msgspec.ValidationError as err:
-            what, _, path = str(err).partition(_ENDS_WITH)
-            steps = _steps(path)
-            choices = _CHOICES.get(str(steps[0]), ()) if what.startswith("Invalid enum value") else ()
-            one_of = f"; there are {', '.join(choices)}" if choices else ""
-            self._fault(document, (*place, *steps), _printable(f"{what[0].lower()}{what[1:]}{one_of}"))
-            return
-        before = len(self.errors)
-        self._check_id(document, place, rule.id)
-        self._check_selectors(document, place, rule)
-        self._check_sense(document, place, rule)
-        if len(self.errors) > before:
-            return
-        if isinstance(rule, Grant):
-            self._grants.append(rule)
-        else:
-            self._denies.append(rule)
-
-    def _check_id(self, document: YamlDocument, place: Place, name: str) -> None:
-        where = (*place, "id")
-        if not _ID.fullmatch(name):
-            self._fault(document, where, "an id is [a-z0-9][a-z0-9._-]{0,63}")
-        elif name in self._ids:
-            self._fault(document, where, f"{name!r} is taken by {self._ids[name]}; an id stands for one rule")
-        else:
-            self._ids[name] = document.where(where)
-
-    def _check_selectors(self, document: YamlDocument, place: Place, rule: Grant | Deny) -> None:
-        for name in ("workloads", "trails"):
-            for index, text in enumerate(getattr(rule, name)):
-                try:
-                    Pattern.parse(text)
-                except PatternError as err:
-                    self._fault(document, (*place, name, index), str(err))
-        for index, key in enumerate(rule.keys):
-            self._check_key(document, (*place, "keys", index), key, is_alone=len(rule.keys) == 1)
-        for index, network in enumerate(rule.networks):
-            self._network_uses.append((document.where((*place, "networks", index)), network))
-
-    def _check_key(self, document: YamlDocument, place: Place, key: str, *, is_alone: bool) -> None:
-        if key == "*":
-            if not is_alone:
-                self._fault(document, place, '"*" is every key and stands alone')
-        elif not KEY_NAME.fullmatch(key):
-            self._fault(document, place, "a key name is [a-z0-9][a-z0-9._-]{0,63}")
-        elif key not in self._known_keys:
-            self.warnings.append(f"{document.where(place)}: there is no key {key!r} in the configuration")
-
-    def _check_sense(self, document: YamlDocument, place: Place, rule: Grant | Deny) -> None:
-        """Refuse a grant that says too little, and a rule of which a part could never fit: it would not do what it looks like."""
-        operations = set(rule.operations or get_args(Operation))
-        signs = not operations.isdisjoint(_SIGNING)
-        uses_keys = signs or "read-key" in operations
-        reads = "read-audit" in operations
-        mixed = rule.algorithms and signs and (rule.trails or not _SIGNING.issuperset(rule.operations))
-        is_grant = isinstance(rule, Grant)
-        faults = (
-            (is_grant and uses_keys and not rule.keys, "keys", "operations on keys need `keys`"),
-            (is_grant and signs and not rule.algorithms, "algorithms", "signing needs `algorithms`; there is no default"),
-            (is_grant and reads and not rule.trails, "trails", "`read-audit` needs `trails`"),
-            (rule.keys and not uses_keys, "keys", "no operation of this rule uses keys"),
-            (rule.algorithms and not signs, "algorithms", "no operation of this rule signs"),
-            (rule.trails and not reads, "trails", "no operation of this rule reads trails"),
-            (not is_grant and mixed, "algorithms", "reading names no algorithm: write one rule for signing and one for reading"),
-        )
-        for is_fault, name, text in faults:
-            if is_fault:
-                self._fault(document, (*place, name), text)
-
-    def _take_networks(self, document: YamlDocument, value: Any) -> None:
-        if not isinstance(value, dict):
-            self._fault(document, ("networks",), "must be a mapping of names to lists of address ranges")
-            return
-        for name, ranges in value.items():
-            place: Place = ("networks", name)
-            if not _ID.fullmatch(name):
-                self._fault(document, place, "a network name is [a-z0-9][a-z0-9._-]{0,63}")
-            elif name in self._networks:
-                self._fault(document, place, f"{name!r} is defined twice")
-            elif not isinstance(ranges, list) or not ranges:
-                self._fault(document, place, "must be a list of at least one address range")
-            else:
-                self._networks[name] = tuple(self._parsed_ranges(document, place, ranges))
-
-    def _parsed_ranges(self, document: YamlDocument, place: Place, ranges: list[Any]) -> Iterator[Network]:
-        for index, text in enumerate(ranges):
-            try:
-                if not isinstance(text, str) or not _RANGE.fullmatch(text):
-                    raise ValueError
-                network = ipaddress.ip_network(text)
-            except ValueError:
-                self._fault(document, (*place, index), "not an address range such as 192.0.2.0/24, with no bits behind the prefix")
-                continue
-            if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped:
-                self._fault(document, (*place, index), "write it as an IPv4 range: addresses are compared in that form")
-            yield network
-
-    def _fault(self, document: YamlDocument, place: Place, text: str) -> None:
-        self.errors.append(f"{document.where(place)}: {_shown(place)}: {text}")
-
-
-def _unknown(name: str, known: str) -> str:
-    if name in _NOT_BUILT:
-        return "is not supported by this version, and half a rule is another rule: take it out, or switch the file off (*.yaml.off)"
-    return f"unknown field; there are {known}"
-
-
-def _at(value: Any, place: Place) -> Any:
-    for step in place:
-        value = value[step]
-    return value
-
-
-def _steps(path: str) -> Place:
-    return tuple(int(index) if index else name for name, index in re.findall(r"\.([a-z_]+)|\[(\d+)\]", path))
-
-
-def _shown(place: Place) -> str:
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{_printable(step)}" for step in place).removeprefix(".")
-
-
-def _printable(text: str) -> str:
-    """What a file says, in an error: a line break in it must not look like another error."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
-
-
-def _crowds(rules: tuple[Grant | Deny, ...]) -> list[str]:
-    """Warnings of rules that are for the same callers in such numbers that a decision may not get through them."""
-    counts = Counter(place for rule in rules for place in {Pattern.parse(text).place for text in rule.workloads})
-    return [
-        f"{count} rules are for {place or 'anybody'}: each decision walks them all, and fails if that takes too long"
-        for (_, place), count in sorted(counts.items())
-        if count > _CROWD
-    ]

@@ -9,9 +9,10 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
-from keybroker.authority.policy import grants
+from keybroker.authority.policy import loader
 from keybroker.authority.policy.compiler import compile_rules
 from keybroker.authority.policy.engine import ENGINE, EmbeddedEngine, PolicyEngine
+from keybroker.authority.policy.grants import Rules
 from keybroker.authority.policy.wasm import WasmModule, WasmTrapError
 from keybroker.errors import ConfigError
 from keybroker.identity.watched_file import fingerprint
@@ -26,7 +27,7 @@ class Candidate:
     """Rules that are ready and not in force yet."""
 
     engine: EmbeddedEngine
-    rules: grants.Rules
+    rules: Rules
     signature: _Signature
 
     @property
@@ -88,6 +89,10 @@ class PolicyHolder:
         """The named networks that an address is in."""
         return self._live.rules.networks_of(address)
 
+    def person_of(self, spiffe_id: str) -> str:
+        """The name of the person behind an identity; empty if it is nobody's."""
+        return self._live.rules.person_of(spiffe_id)
+
     async def refresh(self) -> Candidate | None:
         """Other rules, if the files have changed and can be used. Costs a few stat calls while they have not.
 
@@ -117,7 +122,7 @@ class PolicyHolder:
 
 
 def _build(directory: Path, module: WasmModule, known_keys: frozenset[str], signature: _Signature) -> Candidate:
-    rules = grants.load(directory, known_keys)
+    rules = loader.load(directory, known_keys)
     data, digest = compile_rules(rules, module.sha256, ENGINE)
     try:
         return Candidate(EmbeddedEngine(module, data, digest), rules, signature)

@@ -1,4 +1,8 @@
-"""The tables of the embedded store, and how a database comes to have them."""
+"""The tables of the embedded store, and how a database comes to have them.
+
+Each step brings a database from one format to the next, and is never edited once it has been released. A database says which format it
+has (`PRAGMA user_version`), in the same transaction that makes it so: a crash leaves one format or the next, and the next start goes on.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,7 @@ from pathlib import Path
 
 from keybroker.errors import StoreError
 
-SCHEMA_VERSION = 1
-
-_TABLES = """
+_RECORD = """
 CREATE TABLE trail (
     id        INTEGER PRIMARY KEY,
     spiffe_id TEXT NOT NULL UNIQUE
@@ -51,6 +53,28 @@ CREATE TABLE key_version (
     PRIMARY KEY (name, version)
 ) STRICT, WITHOUT ROWID;
 """
+_LIMITS = """
+CREATE TABLE limit_counter (
+    id        INTEGER PRIMARY KEY,
+    name      TEXT NOT NULL UNIQUE,   -- JSON: grant, window in seconds, what is counted apart, and which one
+    window_us INTEGER NOT NULL
+) STRICT;
+CREATE TABLE limit_bucket (
+    counter INTEGER NOT NULL,
+    seq     INTEGER NOT NULL,         -- units taken since the counter began, up to the end of this bucket
+    units   INTEGER NOT NULL,         -- in this bucket
+    last_us INTEGER NOT NULL,         -- record time of the last of them
+    PRIMARY KEY (counter, seq)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE clock (
+    id         INTEGER PRIMARY KEY CHECK (id = 1),
+    boot       TEXT NOT NULL,         -- which boot of the host `boot_us` counts from
+    boot_us    INTEGER NOT NULL,      -- by the clock that nobody sets
+    time_us    INTEGER NOT NULL,      -- by the clock that tells the time, at the same moment
+    distrusted TEXT NOT NULL          -- what was seen, until an operator has acknowledged it; empty otherwise
+) STRICT;
+"""
+STEPS = (_RECORD, _LIMITS)
 
 
 def require_known(db: sqlite3.Connection, path: Path) -> None:
@@ -61,8 +85,8 @@ def require_known(db: sqlite3.Connection, path: Path) -> None:
         sqlite3.Error: it cannot be read.
     """
     version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version > SCHEMA_VERSION:
-        msg = f"{path}: made by a newer keybroker (format {version}, this one knows {SCHEMA_VERSION}); upgrade this host"
+    if version > len(STEPS):
+        msg = f"{path}: made by a newer keybroker (format {version}, this one knows {len(STEPS)}); upgrade this host"
         raise StoreError(msg)
     tables = {row[0] for row in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     if bool(version) != ("record" in tables) or (tables and not version):
@@ -70,7 +94,8 @@ def require_known(db: sqlite3.Connection, path: Path) -> None:
         raise StoreError(msg)
 
 
-def migrate(db: sqlite3.Connection) -> None:
-    """Bring a known database to this format, wholly or not at all."""
-    if db.execute("PRAGMA user_version").fetchone()[0] == 0:
-        db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+def migrate(db: sqlite3.Connection, steps: tuple[str, ...] = STEPS) -> None:
+    """Bring a known database to the newest format, one step in one transaction after the other."""
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    for number, step in enumerate(steps[version:], version + 1):
+        db.executescript(f"BEGIN IMMEDIATE; {step} PRAGMA user_version = {number}; COMMIT;")

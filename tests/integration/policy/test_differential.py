@@ -11,17 +11,18 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, get_args
 
+import msgspec
 import pytest
 
 from keybroker.audit.leaf import canonical
 from keybroker.authority.policy import wasm
 from keybroker.authority.policy.compiler import compile_rules
 from keybroker.authority.policy.engine import ENGINE
-from keybroker.authority.policy.grants import Deny, Grant, Operation, Rules
+from keybroker.authority.policy.grants import OWN_TRAIL, Deny, Grant, Hours, LimitRule, Operation, Rules
 from keybroker.authority.policy.wasm import WasmInstance
 from keybroker.model.key import Algorithm
 from tests.policies import OpaServer, default_module, opa_server
-from tests.policy_model import Expected, expected
+from tests.policy_model import Expected, demanded, expected
 
 SEEDS = range(1, 13)
 REQUESTS = 800  # of each seed
@@ -30,6 +31,8 @@ SEGMENTS = ("payments", "api", "ci", "release", "a", "b", "v1.2", "0", "007", "-
 KEYS = ("orders", "release", "a", "0", "1e3", "true", "null")
 NETWORKS = ("office", "lab", "0")
 OPERATIONS = get_args(Operation)
+HOURS = Hours(days="mon", opens="08:00", closes="18:00", zone="UTC", excluded=("2026-12-25",))
+LIMIT = LimitRule(max=7, window="60s", per="key")
 
 # Text that nobody should send: what is a glob, a quote, a brace, an escape, a number or a variable somewhere, and what looks the same.
 HOSTILE = (
@@ -104,6 +107,10 @@ class Maker:
             algorithms=self.some(tuple(Algorithm)) if signs else (),
             trails=self.patterns() if "read-audit" in operations else (),
             networks=self.maybe(self.networks, 0.3),
+            not_after=self.random.choice(("2027-06-30T00:00:00Z", msgspec.UNSET)),
+            hours=self.maybe((HOURS,), 0.3) if signs else (),
+            limits=self.maybe((LIMIT, msgspec.structs.replace(LIMIT, per="grant")), 0.3) if signs else (),
+            observe_only=self.random.random() < 0.2,
         )
 
     def deny(self, number: int) -> Deny:
@@ -196,6 +203,8 @@ def test_embedded_engine_server_and_model_agree_on_every_request(server: OpaServ
         assert opinion(embedded) == expected(rules, request), where
         assert embedded["policy"] == digest, where
         assert [each["grant"] for each in embedded["obligations"]] == embedded["grants"], where
+        by_id = {grant.id: grant for grant in rules.grants} | {OWN_TRAIL: Grant(id=OWN_TRAIL, workloads=(), operations=())}
+        assert embedded["obligations"] == [demanded(by_id[name], request["operation"]) for name in embedded["grants"]], where
         assert len(set(embedded["grants"])) == len(embedded["grants"]), where
 
 

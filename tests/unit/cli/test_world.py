@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keybroker import config
-from keybroker.authority.policy import grants
+from keybroker.authority.policy import loader
 from keybroker.cli import world_text
 from keybroker.cli.development_ca import DevelopmentCa
 from keybroker.cli.world import PlanError, WorldError, WorldPlan, make
@@ -104,7 +104,7 @@ def test_configuration_means_what_was_asked_for_whatever_the_keys_are_called(
 
 def test_grants_are_ones_that_the_authority_takes(tmp_path: Path) -> None:
     (tmp_path / "development.yaml").write_text(world_text.grants("example.org"))
-    assert grants.load(tmp_path, frozenset({"orders", "invoices", "sessions"}))
+    assert loader.load(tmp_path, frozenset({"orders", "invoices", "sessions"}))
 
 
 def test_svid_is_one_by_our_own_rules_and_names_the_loopback_only_where_asked(tmp_path: Path) -> None:

@@ -17,7 +17,13 @@ from keybroker.model.decision import Decision, Verdict
 from tests.policies import GOOD, Compile, decide, default_engine, default_module, deny, edited, load, request
 
 NOTHING = Rules((), (), {}, ())
-OBLIGATION = '{"grant": "g", "hours": [], "limits": [], "quorum": [], "cool_off_s": 0, "evidence": []}'
+OBLIGATION = (
+    '{"grant": "g", "not_before": "", "not_after": "", "hours": [], "limits": [], "quorum": [], "cool_off_s": 0, "expires_s": 0,'
+    ' "evidence": [], "observe_only": false}'
+)
+WINDOW = '{"days": ["mon"], "from": "08:00", "to": "18:00", "zone": "UTC", "except": []}'
+STAGE = '{"approvals": 1, "of": ["a"], "people": ["b"]}'
+LIMIT = '{"max": 1, "window_s": 60, "per": "key"}'
 DIGEST = "d" * 64
 
 
@@ -61,12 +67,25 @@ ANSWERS = {
     "obligation incomplete": duty(', "evidence": []', ""),
     "obligation unknown": duty("{", '{"mood": [], '),
     "member unknown": answer(maybe="true"),
-    "hours": duty('"hours": []', '"hours": [{"days": "mon-fri"}]'),
-    "limits": duty('"limits": []', '"limits": [{"max": 1}]'),
-    "quorum": duty('"quorum": []', '"quorum": [{"approvals": 2}]'),
+    "hours": duty('"hours": []', f'"hours": [{WINDOW}]'),
+    "hours, unknown member": duty('"hours": []', '"hours": [{"days": "mon-fri"}]'),
+    "hours, no days": duty('"hours": []', f'"hours": [{WINDOW}]'.replace('"mon"', "")),
+    "hours, no time": duty('"hours": []', f'"hours": [{WINDOW}]'.replace("08:00", "8:00")),
+    "not before": duty('"not_before": ""', '"not_before": "2026-01-01T00:00:00Z"'),
+    "not after": duty('"not_after": ""', '"not_after": "2026-01-01T00:00:00Z"'),
+    "not after, no time": duty('"not_after": ""', '"not_after": "tomorrow"'),
+    "limits": duty('"limits": []', f'"limits": [{LIMIT}]'),
+    "limits, none": duty('"limits": []', f'"limits": [{LIMIT}]'.replace("1,", "0,")),
+    "limits, incomplete": duty('"limits": []', '"limits": [{"max": 1}]'),
+    "quorum": duty('"quorum": []', f'"quorum": [{STAGE}]'),
+    "quorum of none": duty('"quorum": []', f'"quorum": [{STAGE}]'.replace("1", "0")),
+    "quorum, incomplete": duty('"quorum": []', '"quorum": [{"approvals": 2}]'),
     "cool-off": duty('"cool_off_s": 0', '"cool_off_s": 1'),
     "cool-off, negative": duty('"cool_off_s": 0', '"cool_off_s": -1'),
-    "evidence": duty('"evidence": []', '"evidence": ["tpm"]'),
+    "expires": duty('"expires_s": 0', '"expires_s": 1'),
+    "evidence": duty('"evidence": []', '"evidence": [{"kind": "tpm"}]'),
+    "evidence is text": duty('"evidence": []', '"evidence": ["tpm"]'),
+    "observe only is text": duty("false}", '"no"}'),
 }
 CHOICES = "\n\n".join(f'decision := {term} if input.reason == "{name}"' for name, term in ANSWERS.items())
 MANY_ANSWERS = f"""\

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from keybroker.authority.policy import grants
+from keybroker.authority.policy import loader
 from keybroker.authority.policy.grants import Deny, Grant
 from keybroker.errors import ConfigError
 from keybroker.model.key import Algorithm
@@ -48,19 +48,22 @@ def test_file_with_another_ending_is_warned_of(tmp_path: Path) -> None:
 
 def test_directory_that_is_missing_or_empty_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no \\*\\.yaml file"):
-        grants.load(tmp_path, KEYS)
+        loader.load(tmp_path, KEYS)
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
-        grants.load(tmp_path / "absent", KEYS)
+        loader.load(tmp_path / "absent", KEYS)
     (tmp_path / "a.yaml").mkdir()
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
-        grants.load(tmp_path, KEYS)
+        loader.load(tmp_path, KEYS)
 
 
 FORM = "a pattern is spiffe://trust.domain/path with `*` for one segment and `**` at the end for one or more, or `**` alone"
 DOMAIN = "the trust domain is written out, in lower case: a wildcard would trust domains that do not exist yet"
 EMPTY = "an empty list means nobody or nothing; name something, or leave the rule out"
 NOT_BUILT = "is not supported by this version, and half a rule is another rule: take it out, or switch the file off (*.yaml.off)"
-NO_SUCH = "unknown field; there are `id`, `workloads`, `operations`, `keys`, `algorithms`, `trails`, `networks`"
+NO_SUCH = (
+    "unknown field; there are `id`, `workloads`, `operations`, `keys`, `algorithms`, `trails`, `networks`, `not_before`, `not_after`,"
+    " `hours`, `limits`, `quorum`, `observe_only`"
+)
 OPERATIONS = "there are sign, sign-digest, read-key, read-audit"
 ALGORITHMS = f"there are {', '.join(each.value for each in Algorithm)}"
 
@@ -69,16 +72,15 @@ ALGORITHMS = f"there are {', '.join(each.value for each in Algorithm)}"
     ("text", "error"),
     [
         # the file
-        ("", "a.yaml:1: a grant file has `grants`, `denies` or `networks` at its top"),
-        ("# nothing\n", "a.yaml:1: a grant file has `grants`, `denies` or `networks` at its top"),
-        ("- a\n", "a.yaml:1: a grant file has `grants`, `denies` or `networks` at its top"),
+        ("", "a.yaml:1: a grant file has `grants`, `denies`, `networks`, `people`, `groups` at its top"),
+        ("# nothing\n", "a.yaml:1: a grant file has `grants`, `denies`, `networks`, `people`, `groups` at its top"),
+        ("- a\n", "a.yaml:1: a grant file has `grants`, `denies`, `networks`, `people`, `groups` at its top"),
         ("grants:\n", "a.yaml:1: grants: must be a list"),
         ("\ndenies: {}\n", "a.yaml:2: denies: must be a list"),
         ("networks:\n", "a.yaml:1: networks: must be a mapping of names to lists of address ranges"),
-        ("grants: []\nrules: []\n", "a.yaml:2: rules: unknown field; there are `grants`, `denies` and `networks`"),
-        ("grants: []\npeople: {}\n", f"a.yaml:2: people: {NOT_BUILT}"),
-        ("grants: []\ngroups: {}\n", f"a.yaml:2: groups: {NOT_BUILT}"),
-        ('grants: []\n"a\\nb.yaml:9: c": 1\n', "a.yaml:2: a\\nb.yaml:9: c: unknown field; there are `grants`, `denies` and `networks`"),
+        ("grants: []\nrules: []\n", "a.yaml:2: rules: unknown field; there are `grants`, `denies`, `networks`, `people`, `groups`"),
+        ('grants: []\n"a\\nb.yaml:9: c": 1\n',
+         "a.yaml:2: a\\nb.yaml:9: c: unknown field; there are `grants`, `denies`, `networks`, `people`, `groups`"),
         # a rule
         ("grants: [7]\n", "a.yaml:1: grants[0]: expected `object`, got `int`"),
         ("grants:\n- [a]\n", "a.yaml:2: grants[0]: expected `object`, got `array`"),
@@ -145,15 +147,15 @@ def test_rule_that_is_not_understood_is_refused_with_file_and_line(tmp_path: Pat
     assert error in refusal(tmp_path, a=text)
 
 
-@pytest.mark.parametrize(
-    "field",
-    ["limits: [{max: 1, window: 1m, per: key}]", "hours: []", "quorum: {approvals: 2, of: [x]}", "stages: []", "evidence: [tpm]",
-     "not_before: 2026-01-01T00:00:00Z", "not_after: 2027-06-30T00:00:00Z", "observe_only: true", "cool_off: 0s", "expires: 1h"],
-)  # fmt: skip
-def test_field_of_a_feature_that_is_not_built_is_refused_rather_than_ignored(tmp_path: Path, field: str) -> None:
-    name = field.partition(":")[0]
-    assert refusal(tmp_path, a=f"{GOOD}    {field}\n") == [f"a.yaml:7: grants[0].{name}: {NOT_BUILT}"]
-    assert refusal(tmp_path, a=deny(field)) == [f"a.yaml:2: denies[0].{name}: {NOT_BUILT}"]
+def test_field_of_a_feature_that_is_not_built_is_refused_rather_than_ignored(tmp_path: Path) -> None:
+    assert refusal(tmp_path, a=f"{GOOD}    evidence: [tpm]\n") == [f"a.yaml:7: grants[0].evidence: {NOT_BUILT}"]
+    assert refusal(tmp_path, a=deny("evidence: [tpm]")) == [f"a.yaml:2: denies[0].evidence: {NOT_BUILT}"]
+
+
+@pytest.mark.parametrize("field", ["limits", "hours", "quorum", "not_before", "not_after", "observe_only"])
+def test_deny_demands_nothing(tmp_path: Path, field: str) -> None:
+    (line,) = refusal(tmp_path, a=deny(f"{field}: x"))
+    assert line.startswith(f"a.yaml:2: denies[0].{field}: unknown field; there are `id`, `workloads`")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from keybroker.authority.policy import grants
+from keybroker.authority.policy import loader
 from keybroker.errors import ConfigError
 from tests.policies import GOOD, KEYS, edited, load, refusal
 
@@ -96,7 +96,7 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def problems(directory: Path) -> list[str]:
     try:
-        grants.load(directory, KEYS)
+        loader.load(directory, KEYS)
     except ConfigError as err:
         return str(err).splitlines()
     return []

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from keybroker.authority.policy import grants, holder, wasm
+from keybroker.authority.policy import holder, loader, wasm
+from keybroker.authority.policy.grants import Rules
 from keybroker.authority.policy.holder import PolicyHolder
 from keybroker.errors import ConfigError
 from keybroker.model.decision import Decision, Verdict
@@ -112,14 +113,14 @@ def test_same_content_is_no_candidate_however_it_was_touched(tmp_path: Path) -> 
 
 def test_files_that_have_not_changed_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[Path] = []
-    load = grants.load
+    load = loader.load
 
-    def counted(directory: Path, known_keys: frozenset[str]) -> grants.Rules:
+    def counted(directory: Path, known_keys: frozenset[str]) -> Rules:
         loads.append(directory)
         return load(directory, known_keys)
 
     async def test(made: PolicyHolder, directory: Path) -> None:
-        monkeypatch.setattr(grants, "load", counted)
+        monkeypatch.setattr(loader, "load", counted)
         for _ in range(10):
             assert await made.refresh() is None
         assert loads == []

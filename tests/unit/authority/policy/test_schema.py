@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 import yaml
 
-from keybroker.authority.policy import grants
+from keybroker.authority.policy import loader
 from keybroker.authority.policy.grants import schema
 from tests.policies import GOOD, KEYS, deny, edited, refusal
 
@@ -21,7 +21,7 @@ def validator() -> jsonschema.Draft202012Validator:
 
 
 def test_examples_load_and_are_valid_by_the_schema() -> None:
-    rules = grants.load(EXAMPLES, KEYS)
+    rules = loader.load(EXAMPLES, KEYS)
     assert rules.grants
     assert rules.denies
     assert rules.warnings == ()
@@ -49,6 +49,18 @@ def test_examples_load_and_are_valid_by_the_schema() -> None:
         edited('["spiffe://example.org/payments/*"]', '["*"]'),
         edited('["spiffe://example.org/payments/*"]', '["spiffe://*/payments"]'),
         GOOD + "    limits: []\n",
+        GOOD + "    limits: [{max: 0, window: 1m, per: key}]\n",
+        GOOD + "    limits: [{max: 1, window: 1w, per: key}]\n",
+        GOOD + "    limits: [{max: 1, window: 1m, per: user}]\n",
+        GOOD + "    hours: [{days: monday, from: '08:00', to: '18:00', zone: UTC}]\n",
+        GOOD + "    hours: [{days: mon, from: '8:00', to: '18:00', zone: UTC}]\n",
+        GOOD + "    hours: [{days: mon, from: '08:00', to: '18:00', zone: UTC, except: [christmas]}]\n",
+        GOOD + "    not_after: tomorrow\n",
+        GOOD + "    quorum: {approvals: 0, of: [legal], expires: 1h}\n",
+        GOOD + "    quorum: {approvals: 1, of: [], expires: 1h}\n",
+        GOOD + "    evidence: [tpm]\n",
+        "people: {alice: []}",
+        "groups: {Legal: [alice]}",
         deny("networks: []"),
         deny("algorithms:"),
         "networks: {office: []}",
