@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -13,16 +15,22 @@ from keybroker.authority.denials import Denials
 from keybroker.authority.journal import Entry, Journal
 from keybroker.authority.keyring import KeyEntry, Keyring
 from keybroker.authority.metrics import AuthorityMetrics
+from keybroker.authority.policy.pattern import Pattern, PatternError
 from keybroker.authority.service import Rules
 from keybroker.authority.store.reader import Reader, RecordFilter
 from keybroker.authority.uses import Asker, key_input
 from keybroker.clock import to_rfc3339
-from keybroker.errors import DeniedError, InvalidError, NotFoundError, PolicyFailedError
+from keybroker.errors import AuditUnavailableError, DeniedError, InvalidError, NotFoundError, PolicyFailedError
 from keybroker.model.call import KeyReply, KeysReply, PublicVersion, QueryRecords, RecordsReply, ShowKey, ShowRecord, WhoamiReply
 from keybroker.model.decision import Decision, KeyInput, PolicyInput, TargetInput, Verdict
 from keybroker.model.record import Draft, RecordKind
+from keybroker.telemetry import logger
 
 MAX_PAGE = 1_000
+_CATALOG_SECONDS = 0.5
+_BREATH_SECONDS = 0.01  # between two blocks of some milliseconds, so that a long log is taken in beside the uses of keys
+_log = logger()
+T = TypeVar("T")
 _CURSOR = re.compile(r"[0-9]{1,15}")  # the index of the last record of the page before
 
 
@@ -48,6 +56,15 @@ class Reads:
         """End the reading thread."""
         self._thread.shutdown(wait=True)
         self._reader.close()
+
+    async def run(self) -> None:
+        """Keep the catalog, until cancelled: what auditors find the record's places by."""
+        while True:
+            try:
+                is_behind = await self._in_thread(self._reader.advance)
+            except AuditUnavailableError:
+                is_behind = False
+            await asyncio.sleep(_BREATH_SECONDS if is_behind else _CATALOG_SECONDS)
 
     async def whoami(self, asker: Asker) -> WhoamiReply:
         """What the broker sees of the caller. Its roles are what the rules let it do now."""
@@ -91,10 +108,25 @@ class Reads:
             DeniedError: the caller may not read that trail.
             InvalidError: a filter that cannot be used.
         """
-        trail, decision = await self._allowed_trail(asker, ask.workload)
+        pattern = _pattern(ask.workload)
+        if ask.key_version and not ask.key:
+            raise InvalidError("A key version is one of a key.", pointers=(("/key_version", "give `key` too"),))
+        if pattern is None:
+            trail, decision = await self._allowed_trail(asker, ask.workload)
+            trails: tuple[str, ...] | None = (trail,) if trail else None
+        else:
+            trail, decision = "", await self._allowed_whole(asker)
+            known = await self._in_thread(self._reader.trails)
+            trails = tuple(each for each in known if pattern.fits(each))
         wanted = RecordFilter(
-            trail=trail,
+            trails=trails,
             key=ask.key,
+            key_version=ask.key_version,
+            algorithm=ask.algorithm,
+            grant=ask.grant,
+            svid=ask.svid.lower(),
+            address=ask.address,
+            content=ask.content,
             kind=ask.kind,
             outcome=ask.outcome,
             use=ask.use,
@@ -106,7 +138,7 @@ class Reads:
         if ask.principal:  # no request can carry a principal yet, so none of the records has one
             return RecordsReply((), "")
         await self._record_read(asker, _audit_input(asker, trail), decision, what="records")
-        page = await asyncio.get_running_loop().run_in_executor(self._thread, self._reader.page, wanted)
+        page = await self._in_thread(self._reader.page, wanted)
         return RecordsReply(page.leaves, "" if page.last is None else str(page.last))
 
     async def show_record(self, asker: Asker, ask: ShowRecord) -> RecordsReply:
@@ -115,7 +147,7 @@ class Reads:
         Raises:
             NotFoundError: there is none, or the caller may not read it.
         """
-        leaf = await asyncio.get_running_loop().run_in_executor(self._thread, self._reader.leaf, ask.index)
+        leaf = await self._in_thread(self._reader.leaf, ask.index)
         trail = decode(leaf)["trail"].get("id", "") if leaf else ""
         decision = await self._may_read_trail(asker, trail)
         if decision.verdict is not Verdict.ALLOW:
@@ -146,6 +178,28 @@ class Reads:
                 failed = PolicyFailedError("The rules gave no usable answer.", retry_after=1)
                 await self._deny(asker, workload, decision, failed)
                 raise failed
+
+    async def _allowed_whole(self, asker: Asker) -> Decision:
+        """The whole record: what a question needs that is not about one workload.
+
+        Raises:
+            DeniedError: the caller may not read all of it.
+        """
+        decision = await self._may_read_trail(asker, "")
+        match decision.verdict:
+            case Verdict.ALLOW:
+                return decision
+            case Verdict.DENY:
+                denied = DeniedError("No rule lets you read the whole record, which this question is about.", reasons=decision.reasons)
+                await self._deny(asker, "", decision, denied)
+                raise denied
+            case Verdict.FAILED:
+                failed = PolicyFailedError("The rules gave no usable answer.", retry_after=1)
+                await self._deny(asker, "", decision, failed)
+                raise failed
+
+    async def _in_thread(self, ask: Callable[..., T], *values: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, ask, *values)
 
     async def _may_read_trail(self, asker: Asker, workload: str) -> Decision:
         return await self._rules.engine.decide(canonical(_audit_input(asker, workload)))
@@ -189,6 +243,20 @@ def _key_reply(entry: KeyEntry) -> KeyReply:
         algorithms=tuple(each.value for each in entry.algorithms),
         versions=tuple(PublicVersion(each.version, each.family.value, "enabled", each.spki, each.spki_sha256) for each in entry.versions),
     )
+
+
+def _pattern(workload: str) -> Pattern | None:
+    """The pattern, if it is one and not a SPIFFE ID.
+
+    Raises:
+        InvalidError: it is neither.
+    """
+    if "*" not in workload:
+        return None
+    try:
+        return Pattern.parse(workload)
+    except PatternError as err:
+        raise InvalidError("The workload is not a pattern.", pointers=(("/workload", str(err)),)) from err
 
 
 def _after(cursor: str) -> int:

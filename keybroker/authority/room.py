@@ -113,7 +113,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
         clock=clock,
         log=config.log,
     )
-    reads = Reads(policy, keyring, journal, denials, Reader(config.state), metrics)
+    reads = Reads(policy, keyring, journal, denials, Reader(config.state, catalog=True), metrics)
     desk = Desk(
         validator=validator,
         networks=policy,
@@ -130,7 +130,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
     await journal.write(Entry(_start(config, policy.engine.digest)))
     _log.info("started", records=journal.size, closed_unknown=closed, policy=policy.engine.digest)
     tokens.start()
-    background = [asyncio.ensure_future(each.run()) for each in (security, denials, watch)]
+    background = [asyncio.ensure_future(each.run()) for each in (security, denials, watch, reads)]
     listener = Listener[Call, Answer](config.socket, uid_of(config.frontend_user), Call, MAX_CALL_BYTES, desk.on_call, desk.on_end)
     async with listener.serving():
         await stop.wait()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from keybroker.cli import audit_check, output
+from keybroker.cli.arguments import UsageError
 from keybroker.cli.connection import BrokerId, BundleFile, SvidFile, Url, connect
 from keybroker.cli.moments import moment
 from keybroker.clock import SystemClock
+from keybroker.model.key import Algorithm
 from keybroker.model.record import Outcome, RecordKind
 
 if TYPE_CHECKING:
@@ -20,18 +22,38 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Read the record of every use and every refusal.")
 app.command()(audit_check.check)
 
-Workload = Annotated[str, typer.Option("--workload", metavar="ID", help="Only records of this SPIFFE ID.")]
+Workload = Annotated[
+    str,
+    typer.Option(
+        "--workload",
+        metavar="ID",
+        help="Only records of this SPIFFE ID, or of those that a pattern such as spiffe://example.org/ci/* fits.",
+    ),
+]
 KeyName = Annotated[str, typer.Option("--key", metavar="NAME", help="Only records about this key.")]
+KeyVersion = Annotated[int, typer.Option("--key-version", metavar="N", min=1, help="With --key: only this version.")]
+AlgorithmName = Annotated[Algorithm | None, typer.Option("--alg", help="Only requests for this algorithm.")]
+Grant = Annotated[str, typer.Option("--grant", metavar="ID", help="Only what this grant allowed.")]
+Svid = Annotated[str, typer.Option("--serial", metavar="HEX", help="Only what this certificate asked for, by its serial number.")]
+Address = Annotated[str, typer.Option("--address", metavar="IP", help="Only what came from this address.")]
+Content = Annotated[str, typer.Option("--content", metavar="NAME=VALUE", help="Only requests with this content field.")]
 Kind = Annotated[RecordKind | None, typer.Option("--kind", help="Only records of this kind.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="Print each record as stored, one JSON object a line.")]
 _COLUMNS = (("INDEX", 8), ("TIME", 27), ("KIND", 8), ("WORKLOAD", 34), ("KEY", 10), ("WHAT", 24), ("USE", 26))
 _PAGE = 1_000
+Show = Callable[["Iterable[Record]"], None]
 
 
 @app.command()
 def query(
     workload: Workload = "",
     key: KeyName = "",
+    key_version: KeyVersion = 0,
+    algorithm: AlgorithmName = None,
+    grant: Grant = "",
+    serial: Svid = "",
+    address: Address = "",
+    content: Content = "",
     kind: Kind = None,
     outcome: Annotated[Outcome | None, typer.Option("--outcome", help="Only uses that ended like this.")] = None,
     use: Annotated[str, typer.Option("--use", metavar="ULID", help="Only records of this use.")] = "",
@@ -40,6 +62,7 @@ def query(
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many records.")] = 100,
     is_all: Annotated[bool, typer.Option("--all", help="All records, however many.")] = False,
     as_json: JsonLines = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values, with a header.")] = False,
     url: Url = "",
     svid: SvidFile = "",
     bundle: BundleFile = "",
@@ -53,12 +76,20 @@ def query(
 
         keybroker audit query --kind denial --since 2026-11-24T00:00:00Z --json
 
-        keybroker audit query --workload spiffe://example.org/payments/api --all
+        keybroker audit query --workload 'spiffe://example.org/ci/*' --outcome signed --since 7d --all --csv
     """
+    if as_json and as_csv:
+        raise UsageError("--json and --csv are two formats; choose one")
     now_us = SystemClock().now_us()
     filters: RecordFilters = {
         "workload": workload,
         "key": key,
+        "key_version": key_version,
+        "algorithm": algorithm.value if algorithm else "",
+        "grant": grant,
+        "svid": serial,
+        "address": address,
+        "content": content,
         "kind": kind.value if kind else "",
         "outcome": outcome.value if outcome else "",
         "use": use,
@@ -66,10 +97,11 @@ def query(
         "until": moment(until, now_us) if until else "",
     }
     with connect(url, svid, bundle, broker_id) as broker:
+        show = _shower(as_json=as_json, as_csv=as_csv)
         if is_all:
-            _show(broker.iter_records(**filters), as_json=as_json)
+            show(broker.iter_records(**filters))
             return
-        cursor = _show_pages(broker, filters, limit, as_json=as_json)
+        cursor = _show_pages(broker, filters, limit, show)
     if cursor:
         output.note(f"there are more than {limit}: --all, or a larger --limit, shows them")
 
@@ -105,7 +137,7 @@ def tail(
 
     with connect(url, svid, bundle, broker_id) as broker:
         log = LogEnd(broker, {"workload": workload, "key": key, "kind": kind.value if kind else ""})
-        _show(_newest_and_news(log, count, is_followed=follow), as_json=as_json)
+        _shower(as_json=as_json)(_newest_and_news(log, count, is_followed=follow))
 
 
 @app.command()
@@ -128,13 +160,12 @@ def show(
     output.say(record.raw.decode() if as_json else output.indented(record.raw))
 
 
-def _show_pages(broker: Client, filters: RecordFilters, limit: int, *, as_json: bool) -> str | None:
+def _show_pages(broker: Client, filters: RecordFilters, limit: int, show: Show) -> str | None:
     """Show at most so many records, and fetch no more; where to go on, None if there are no others."""
     cursor: str | None = ""
-    columns = output.Columns(_COLUMNS)
     while cursor is not None and limit > 0:
         page = broker.records(**filters, cursor=cursor, limit=min(limit, _PAGE))
-        _show(page.records, as_json=as_json, columns=columns)
+        show(page.records)
         cursor, limit = page.next, limit - len(page.records)
     return cursor
 
@@ -145,13 +176,18 @@ def _newest_and_news(log: LogEnd, count: int, *, is_followed: bool) -> Iterator[
         yield from log.following()
 
 
-def _show(records: Iterable[Record], *, as_json: bool, columns: output.Columns | None = None) -> None:
-    columns = columns or output.Columns(_COLUMNS)
-    for record in records:
-        if as_json:
-            output.say(record.raw.decode())
-        else:
-            columns.add(_row(record))
+def _shower(*, as_json: bool = False, as_csv: bool = False) -> Show:
+    """What prints records in one format, as they come."""
+    columns = output.Csv([name.lower() for name, _ in _COLUMNS]) if as_csv else output.Columns(_COLUMNS)
+
+    def show(records: Iterable[Record]) -> None:
+        for record in records:
+            if as_json:
+                output.say(record.raw.decode())
+            else:
+                columns.add(_row(record))
+
+    return show
 
 
 def _row(record: Record) -> tuple[str, ...]:

@@ -6,7 +6,9 @@ Text that came from elsewhere (reasons, names, labels, paths) is escaped, so tha
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +18,7 @@ import msgspec
 
 from keybroker.errors import KeyBrokerError, RefusalError
 
+_FORMULAS = ("=", "+", "-", "@")  # what a spreadsheet runs (owasp.org, CSV injection)
 _LARGE_BYTES = 256 * 1024 * 1024  # what takes a second or more to read
 
 
@@ -101,6 +104,23 @@ class Columns:
 
     def _print(self, cells: Sequence[str]) -> None:
         say("  ".join(f"{cell:<{width}}" for cell, width in zip(cells, self._widths, strict=True)).rstrip())
+
+
+class Csv:
+    """Rows as comma-separated values (RFC 4180), after a header. A cell that a spreadsheet would take for a formula is marked as text."""
+
+    def __init__(self, header: Sequence[str]) -> None:
+        """Begin with a header."""
+        self._print(header)
+
+    def add(self, row: Sequence[str]) -> None:
+        """Print one row."""
+        self._print([f"'{cell}" if cell.startswith(_FORMULAS) else cell for cell in map(visible, row)])
+
+    def _print(self, cells: Sequence[str]) -> None:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="").writerow(cells)
+        say(line.getvalue())
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> None:

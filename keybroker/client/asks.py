@@ -45,8 +45,14 @@ class RecordFilters(TypedDict, total=False):
     """Which records; what is empty or absent does not filter.
 
     Attributes:
-        workload: a SPIFFE ID. Without it: everything that we may read.
+        workload: a SPIFFE ID, or a pattern of them (`*` is one segment, `**` at the end one or more). Without it: all that we may read.
         key: name of a key.
+        key_version: with `key`.
+        algorithm: JOSE name.
+        grant: id of a grant that allowed it.
+        svid: serial number of the caller's certificate, hex.
+        address: of the caller.
+        content: a content field, `NAME=VALUE`.
         kind: of record.
         outcome: `signed`, `failed`, `withheld` or `unknown`.
         use: ULID of a use.
@@ -56,6 +62,12 @@ class RecordFilters(TypedDict, total=False):
 
     workload: str
     key: str
+    key_version: int
+    algorithm: str
+    grant: str
+    svid: str
+    address: str
+    content: str
     kind: str
     outcome: str
     use: str
@@ -174,13 +186,12 @@ def explain(
 
 
 def records(*, cursor: str = "", limit: int = 100, **filters: Unpack[RecordFilters]) -> Ask[RecordPage]:
-    """A page of the record, oldest first. That it was read is on record too.
+    """A page of the record, oldest first; it may be short, even empty, before the end. That it was read is on record too.
 
     Args:
         cursor: `next` of the page before.
         limit: records at most, 1 to 1,000.
-        filters: which records, by `workload` (a SPIFFE ID), `key`, `kind`, `outcome`, `use`, `since` and `until` (RFC 3339); what is
-            empty or absent does not filter.
+        filters: which records; what is empty or absent does not filter.
     """
     unknown = filters.keys() - RecordFilters.__annotations__.keys()
     if unknown:

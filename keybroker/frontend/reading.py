@@ -89,8 +89,14 @@ class PublicParameters(Parameters):
 class RecordParameters(Parameters):
     """Which records; what is empty does not filter."""
 
-    workload: str = Field(default="", max_length=2_048, description="SPIFFE ID: the trail to read")
+    workload: str = Field(default="", max_length=2_048, description="SPIFFE ID: the trail to read; or a pattern as in grants")
     key: str = Field(default="", max_length=64)
+    key_version: Number = Field(default=0, ge=0, le=_MAX_INDEX, description="with `key`; 0 for any")
+    algorithm: str = Field(default="", max_length=16)
+    grant: str = Field(default="", max_length=64, description="id of a grant that allowed it")
+    svid: str = Field(default="", max_length=40, pattern="^[0-9a-fA-F]*$", description="serial number of the caller's certificate, hex")
+    address: str = Field(default="", max_length=64, description="of the caller")
+    content: str = Field(default="", max_length=1_024, description="a content field, NAME=VALUE")
     principal: str = Field(default="", max_length=2_048)
     kind: Kind = ""
     outcome: Ended = ""
@@ -109,6 +115,12 @@ class RecordParameters(Parameters):
             kind=self.kind,
             outcome=self.outcome,
             use=self.use,
+            key_version=self.key_version,
+            algorithm=self.algorithm,
+            grant=self.grant,
+            svid=self.svid,
+            address=self.address,
+            content=self.content,
             since_us=_microseconds(self.since),
             until_us=_microseconds(self.until),
             cursor=self.cursor,

@@ -62,7 +62,14 @@ class Explain(Ask, frozen=True):
 
 
 class QueryRecords(Ask, frozen=True):
-    """A page of the record, oldest first. Empty strings do not filter; times are microseconds since the epoch, 0 for none."""
+    """A page of the record, oldest first. Empty strings and 0 do not filter; times are microseconds since the epoch.
+
+    Attributes:
+        workload: a SPIFFE ID, or a pattern of them.
+        key_version: with `key`.
+        svid: serial number of the caller's certificate, lower-case hex.
+        content: a content field, `NAME=VALUE`.
+    """
 
     workload: str = ""
     key: str = ""
@@ -70,6 +77,12 @@ class QueryRecords(Ask, frozen=True):
     kind: str = ""
     outcome: str = ""
     use: str = ""
+    key_version: int = 0
+    algorithm: str = ""
+    grant: str = ""
+    svid: str = ""
+    address: str = ""
+    content: str = ""
     since_us: int = 0
     until_us: int = 0
     cursor: str = ""

@@ -62,6 +62,16 @@ class Pattern:
             raise PatternError(_FORM)
         return cls(text, trust_domain, path, is_open)
 
+    def fits(self, spiffe_id: str) -> bool:
+        """Whether the pattern fits a SPIFFE ID."""
+        if self.is_anybody:
+            return True
+        trust_domain, _, rest = spiffe_id.removeprefix(_SCHEME).partition("/")
+        segments = rest.split("/")
+        is_long_enough = len(segments) > len(self.path) if self.is_open else len(segments) == len(self.path)
+        alike = all(mine in {"*", other} for mine, other in zip(self.path, segments, strict=False))
+        return trust_domain == self.trust_domain and is_long_enough and alike
+
     @property
     def is_anybody(self) -> bool:
         """True for `**` alone."""

@@ -1,14 +1,23 @@
-"""Reading the record: pages in short read transactions, so that a long query never holds back the write-ahead log."""
+"""Reading the record: pages in short read transactions, so that a long query never holds back the write-ahead log.
+
+A page looks where the catalog says that something may be, and no longer than `PAGE_SECONDS`: what it has by then is the page, and the
+next one goes on from there. So no question, however rare what it asks for, keeps the thread for long.
+"""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from keybroker.authority.store import opening
+from keybroker.authority.store.catalog import BLOCK, Catalog, Wanted
+from keybroker.authority.store.facts import entry_of
 from keybroker.authority.store.faults import name_of
 from keybroker.authority.store.sqlite import IdempotentUse
 from keybroker.errors import AuditUnavailableError
@@ -17,7 +26,7 @@ from keybroker.telemetry import logger
 _log = logger()
 
 MAX_PAGE_BYTES = 8 * 1024 * 1024
-_WINDOW = 20_000  # places in one read transaction: some 10 ms
+PAGE_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,81 +34,137 @@ class RecordFilter:
     """What a page may hold; empty text and None do not filter.
 
     Attributes:
+        trails: SPIFFE IDs, of which one will do; None for any, and for records about the broker itself.
+        key_version: with `key`; 0 for any.
+        content: a content field, `NAME=VALUE`.
         after: only records with a higher index.
         since_us: not earlier, microseconds since the epoch.
         until_us: earlier than this.
         limit: records at most.
     """
 
-    trail: str = ""
+    trails: tuple[str, ...] | None = None
     key: str = ""
+    key_version: int = 0
     kind: str = ""
     outcome: str = ""
     use: str = ""
+    algorithm: str = ""
+    grant: str = ""
+    svid: str = ""
+    address: str = ""
+    content: str = ""
     since_us: int | None = None
     until_us: int | None = None
     after: int = -1
     limit: int = 100
 
+    def wanted(self) -> list[Wanted]:
+        """As the catalog is asked."""
+        one = ("kind", "outcome", "algorithm", "grant", "svid", "address", "content")
+        found = [Wanted(name, (getattr(self, name),)) for name in one if getattr(self, name)]
+        if self.key_version:
+            found.append(Wanted("key_version", (f"{self.key}/{self.key_version}",)))
+        elif self.key:
+            found.append(Wanted("key", (self.key,)))
+        if self.trails is not None and self.key:
+            found.append(Wanted("workload_key", tuple(f"{trail} {self.key}" for trail in self.trails)))
+        elif self.trails is not None:
+            found.append(Wanted("workload", self.trails))
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Leaves, oldest first. `last` is the index to go on after, None at the end."""
+    """Leaves, oldest first. `last` is the index to go on after, None at the end; a page may be short, even empty, before the end."""
 
     leaves: tuple[bytes, ...] = field(repr=False)
     last: int | None
 
 
 class Reader:
-    """Read-only, for one thread. Every method may raise AuditUnavailableError: the database cannot be read now."""
+    """Read-only, for one thread. Every method may raise AuditUnavailableError: the database cannot be read now.
 
-    def __init__(self, state: Path) -> None:
+    Args:
+        state: the state directory.
+        catalog: whether to keep a catalog there; without one, everything is looked through.
+    """
+
+    def __init__(self, state: Path, *, catalog: bool = False) -> None:
         self._db = opening.reader(state)
+        self._catalog: Catalog | None = None
+        if catalog:
+            try:
+                self._catalog = Catalog(state, self._db)
+            except (sqlite3.Error, OSError) as err:
+                _log.warning("there can be no catalog; questions look through everything", reason=str(err))
 
     def close(self) -> None:
         """Close the connection."""
+        if self._catalog is not None:
+            self._catalog.close()
         self._db.close()
 
+    def advance(self) -> bool:
+        """Take the next block of the log into the catalog. True if there may be another."""
+        try:
+            return self._catalog is not None and self._catalog.advance()
+        except sqlite3.Error as err:
+            _log.exception("the record cannot be read", reason=name_of(err))
+            raise AuditUnavailableError("The record cannot be read now.", retry_after=1) from err
+
     def page(self, wanted: RecordFilter) -> Page:
-        """One page of the log. However much has to be looked through for it, no single read transaction is long."""
+        """One page of the log."""
         low, high = wanted.after + 1, self._size()
         if wanted.since_us is not None:
             low = max(low, self._first_at(wanted.since_us))
         if wanted.until_us is not None:
             high = min(high, self._first_at(wanted.until_us))
-        column, where, values = "idx", [], []  # type: tuple[str, list[str], list[int | str]]
-        if wanted.trail:
-            trail = self._first("SELECT id FROM trail WHERE spiffe_id = ?", (wanted.trail,))
-            if trail is None:
-                return Page((), None)
-            column, where, values = "trail_index", ["trail = ?"], [trail[0]]
-            low, high = self._trail_index(trail[0], low), self._trail_index(trail[0], high)
-        for name, value in (("key", wanted.key), ("kind", wanted.kind), ("outcome", wanted.outcome), ("use", wanted.use)):
-            if value:
-                where.append(f"{name} = ? AND {name} <> ''")
-                values.append(value)
-        where += [f"{column} >= ?", f"{column} < ?"]
-        statement = f"SELECT idx, leaf FROM record WHERE {' AND '.join(where)} ORDER BY {column} LIMIT ?"  # noqa: S608  only names of ours
-        return self._collect(statement, values, range(low, high), wanted.limit)
+        if wanted.use:
+            places = [index for (index,) in self._rows("SELECT idx FROM record WHERE use = ? AND use <> ''", (wanted.use,))]
+            return self._collect(wanted, (range(index, index + 1) for index in sorted(places) if low <= index < high), high)
+        return self._collect(wanted, self._spans(wanted, range(low, high)), high)
 
-    def _collect(self, statement: str, values: list[int | str], places: range, limit: int) -> Page:
-        """Look through places, a window at a time, until a page is full."""
+    def _spans(self, wanted: RecordFilter, places: range) -> Iterator[range]:
+        """Where to look, rising: what the catalog says, then everything that it does not cover."""
+        covered = places.start
+        if self._catalog is not None:
+            try:
+                yield from self._catalog.spans(wanted.wanted(), places)
+                covered = max(covered, min(self._catalog.covered, places.stop))
+            except sqlite3.Error as err:
+                _log.warning("the catalog cannot be read; everything is looked through", reason=name_of(err))
+        for start in range(covered, places.stop, BLOCK):
+            yield range(start, min(start + BLOCK, places.stop))
+
+    def _collect(self, wanted: RecordFilter, spans: Iterator[range], high: int) -> Page:
+        """Look through places until the page is full or the time is up."""
+        statement, values = _statement(wanted)
+        is_fitting = _fitting(wanted)
         leaves: list[bytes] = []
         size, last = 0, -1
-        for start in places[::_WINDOW]:
-            window = [*values, start, min(start + _WINDOW, places.stop), limit + 1 - len(leaves)]
-            for index, leaf in self._rows(statement, window):
-                if len(leaves) == limit or size + len(leaf) > MAX_PAGE_BYTES:
+        deadline = time.monotonic() + PAGE_SECONDS
+        for span in spans:
+            for index, leaf in self._rows(statement, [*values, span.start, span.stop]):
+                if not is_fitting(leaf):
+                    continue
+                if len(leaves) == wanted.limit or (leaves and size + len(leaf) > MAX_PAGE_BYTES):
                     return Page(tuple(leaves), last)
                 leaves.append(leaf)
                 size += len(leaf)
                 last = index
+            if time.monotonic() > deadline and span.stop < high:
+                return Page(tuple(leaves), span.stop - 1)
         return Page(tuple(leaves), None)
 
     def leaf(self, index: int) -> bytes | None:
         """The record at one position, or None."""
         row = self._first("SELECT leaf FROM record WHERE idx = ?", (index,))
         return row[0] if row else None
+
+    def trails(self) -> list[str]:
+        """Every workload that is on record."""
+        return [row[0] for row in self._rows("SELECT spiffe_id FROM trail")]
 
     def leaves(self) -> list[bytes]:
         """The whole log. For checks of small logs."""
@@ -123,11 +188,6 @@ class Reader:
         """The index of the first record that is not earlier: times never fall as indexes rise."""
         return self._bisect("SELECT time_us < ? FROM record WHERE idx = ?", (time_us,), self._size())
 
-    def _trail_index(self, trail: int, index: int) -> int:
-        """How many records of a trail come before an index: their numbers rise together."""
-        newest = self._first("SELECT coalesce(max(trail_index), -1) + 1 FROM record WHERE trail = ?", (trail,))
-        return self._bisect("SELECT idx < ? FROM record WHERE trail = ? AND trail_index = ?", (index, trail), newest[0] if newest else 0)
-
     def _bisect(self, is_before: str, values: tuple[int, ...], size: int) -> int:
         """The first place of `size` for which a statement does not say that it is before."""
         low, high = 0, size
@@ -149,3 +209,41 @@ class Reader:
         except sqlite3.Error as err:
             _log.exception("the record cannot be read", reason=name_of(err))
             raise AuditUnavailableError("The record cannot be read now.", retry_after=1) from err
+
+
+def _statement(wanted: RecordFilter) -> tuple[str, list[str]]:
+    """What the columns can tell."""
+    where, values = ["idx >= ?", "idx < ?"], list[str]()
+    conditions = []
+    for name in ("key", "kind", "outcome", "use"):
+        if getattr(wanted, name):
+            conditions.append(f"{name} = ?")
+            values.append(getattr(wanted, name))
+    if wanted.trails is not None:
+        marks = ",".join("?" * len(wanted.trails))
+        conditions.append(f"trail IN (SELECT id FROM trail WHERE spiffe_id IN ({marks}))")  # noqa: S608  marks only
+        values += wanted.trails
+    # By position: an index that SQLite might like better would make it look through all that the index has, not through this span.
+    return f"SELECT idx, leaf FROM record NOT INDEXED WHERE {' AND '.join([*conditions, *where])} ORDER BY idx", values  # noqa: S608  names of ours
+
+
+def _fitting(wanted: RecordFilter) -> Callable[[bytes], bool]:
+    """Whether a leaf says what the columns do not."""
+    if not (wanted.key_version or wanted.algorithm or wanted.grant or wanted.svid or wanted.address or wanted.content):
+        return lambda _leaf: True
+
+    def is_fitting(leaf: bytes) -> bool:
+        try:
+            facts = entry_of(leaf).facts
+        except msgspec.MsgspecError:
+            return False
+        return (
+            wanted.key_version in {0, facts.version}
+            and wanted.algorithm in {"", facts.algorithm}
+            and (not wanted.grant or wanted.grant in facts.grants)
+            and wanted.svid in {"", facts.svid}
+            and wanted.address in {"", facts.address}
+            and (not wanted.content or wanted.content in facts.fields)
+        )
+
+    return is_fitting

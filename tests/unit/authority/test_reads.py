@@ -108,6 +108,17 @@ def test_nothing_is_read_when_rules_cannot_decide(tmp_path: Path) -> None:
         (QueryRecords(outcome="signed", workload=OTHER), 2),
         (QueryRecords(principal="alice"), 0),
         (QueryRecords(limit=3), 3),
+        (QueryRecords(workload="spiffe://example.org/ci/*"), 4),
+        (QueryRecords(workload="spiffe://example.org/**", kind="intent"), 4),
+        (QueryRecords(workload="spiffe://example.org/*"), 0),
+        (QueryRecords(key="orders", key_version=1), 8),
+        (QueryRecords(key="orders", key_version=2), 0),
+        (QueryRecords(algorithm="ES256"), 4),
+        (QueryRecords(algorithm="PS256"), 0),
+        (QueryRecords(address="192.0.2.99"), 0),
+        (QueryRecords(svid="FF"), 0),
+        (QueryRecords(grant="nobody"), 0),
+        (QueryRecords(content="a=b"), 0),
     ],
 )
 def test_filters_narrow_the_page(tmp_path: Path, wanted: QueryRecords, count: int) -> None:
@@ -136,6 +147,33 @@ def test_times_bound_the_page_from_and_until(tmp_path: Path) -> None:
             expected = sum(since <= time < until for time in times)
             assert len(reader.page(RecordFilter(since_us=since, until_us=until)).leaves) == expected
         reader.close()
+
+    with_broker(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "pointer"),
+    [(QueryRecords(key_version=1), "/key_version"), (QueryRecords(workload="spiffe://*/a"), "/workload")],
+)
+def test_filter_that_cannot_be_used_is_refused_by_name(tmp_path: Path, wanted: QueryRecords, pointer: str) -> None:
+    async def test(broker: FakeBroker) -> None:
+        broker.rules.engine = TrailEngine("")
+        with pytest.raises(InvalidError) as caught:
+            await broker.reads.query_records(broker.asker, wanted)
+        assert [each for each, _ in caught.value.pointers] == [pointer]
+
+    with_broker(tmp_path, test)
+
+
+def test_pattern_is_for_who_may_read_everything(tmp_path: Path) -> None:
+    async def test(broker: FakeBroker) -> None:
+        broker.rules.engine = TrailEngine(OWN)
+        with pytest.raises(DeniedError):
+            await broker.reads.query_records(broker.asker, QueryRecords(workload="spiffe://example.org/payments/*"))
+        assert broker.kinds()[-1] == "denial"
+        broker.rules.engine.verdict = Verdict.FAILED
+        with pytest.raises(PolicyFailedError):
+            await broker.reads.query_records(broker.asker, QueryRecords(workload="spiffe://example.org/payments/*"))
 
     with_broker(tmp_path, test)
 

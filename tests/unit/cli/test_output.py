@@ -138,3 +138,10 @@ def test_bar_shows_how_much_of_a_large_file_has_been_read_on_a_terminal_only(
                 assert measured.read() == b"x" * 1_000
         assert ("reading" in (terminal.getvalue() if terminal else "")) is is_shown
     assert capsys.readouterr() == ("", "")
+
+
+def test_csv_has_a_header_quotes_what_needs_it_and_holds_no_formula(capsys: pytest.CaptureFixture[str]) -> None:
+    made = output.Csv(["index", "what"])
+    made.add(("7", 'say "a,b"\n'))
+    made.add(("8", "=cmd|' /C calc'!A0"))
+    assert capsys.readouterr().out.splitlines() == ["index,what", '7,"say ""a,b""\\n"', "8,'=cmd|' /C calc'!A0"]
