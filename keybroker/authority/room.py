@@ -38,7 +38,7 @@ from keybroker.identity.deny_list import DenyList
 from keybroker.identity.x509_svid import SvidValidator
 from keybroker.model.call import MAX_CALL_BYTES, Answer, Call, HealthReply
 from keybroker.model.record import Draft, RecordKind
-from keybroker.process import EXIT_CONFIG, EXIT_STORE, harden, uid_of
+from keybroker.process import EXIT_CONFIG, EXIT_STORE, collect_seldom, harden, uid_of
 from keybroker.sandbox import Sandbox, around, own_temporary, python_paths
 from keybroker.telemetry import configure, logger
 from keybroker.tracing import Tracer, export_port
@@ -132,6 +132,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
     tokens.start()
     background = [asyncio.ensure_future(each.run()) for each in (security, denials, watch, reads)]
     listener = Listener[Call, Answer](config.socket, uid_of(config.frontend_user), Call, MAX_CALL_BYTES, desk.on_call, desk.on_end)
+    collect_seldom()
     async with listener.serving():
         await stop.wait()
     await desk.drain(DRAIN_SECONDS)
