@@ -86,6 +86,7 @@ class Journal:
         self._on_broken = on_broken
         tail = store.tail()
         self._size, self._time_us = tail.size, tail.time_us
+        self._open_uses = {use for use, _ in store.open_uses()}  # with an intent and no outcome, as the store has them
         self._heads: dict[str, TrailHead] = {}
         self._is_writable = True
         self._refused, self._why = 0, ""  # entries in the outage that goes on now, and how SQLite calls it
@@ -174,7 +175,7 @@ class Journal:
         try:
             with self._store.transaction():
                 results = [self._stage(group, entry) for entry in entries]
-                self._store.append(group.rows)
+                self._store.append(group.rows, group.opened.items(), group.closed)
         except StoreBrokenError as err:
             self._is_writable = False
             self._on_broken(err)
@@ -184,6 +185,8 @@ class Journal:
             raise
         self._is_writable, self._refused = True, 0
         self._size, self._time_us = group.size, group.time_us
+        self._open_uses |= group.opened.keys()
+        self._open_uses -= group.closed
         self._heads.update(group.heads)
         while len(self._heads) > _MAX_TRAIL_HEADS:
             del self._heads[next(iter(self._heads))]
@@ -254,7 +257,7 @@ class Journal:
         if entry.generation is not None and entry.generation != self._generation.number:
             return StaleGenerationError()
         draft = entry.draft
-        if draft.kind is RecordKind.OUTCOME and not self._store.is_open(draft.use):
+        if draft.kind is RecordKind.OUTCOME and (draft.use not in self._open_uses or draft.use in group.closed):
             return _contradiction(entry, StoreConflictError("the use is not open"))
         time_us = max(self._clock.now_us(), group.time_us)  # record time never goes back, whatever the clock does
         head = self._head(group, draft.trail) if draft.trail else None
@@ -276,23 +279,23 @@ class Journal:
         group.add(_row(draft, index, time_us, head, digest, leaf))
         if head:
             group.heads[draft.trail] = TrailHead(head.rowid, head.count + 1, digest.hex())
-        self._apply_effects(entry, index)
+        self._apply_effects(group, entry, index)
         return index
 
     def _head(self, group: _Group, trail: str) -> TrailHead:
         return group.heads.get(trail) or self._heads.get(trail) or self._store.trail_head(trail)
 
-    def _apply_effects(self, entry: Entry, index: int) -> None:
+    def _apply_effects(self, group: _Group, entry: Entry, index: int) -> None:
         """What must be durable together with a record: the heart of "an intent is the spending"."""
         draft = entry.draft
         if draft.kind is RecordKind.INTENT:
-            self._store.open_use(draft.use, index)
+            group.opened[draft.use] = index
             if entry.claim:
                 now_us = self._clock.now_us()
                 self._store.forget_idempotency(now_us - IDEMPOTENCY_US)
                 self._store.claim_idempotency(entry.claim.scope, entry.claim.body_sha256, draft.use, now_us)
         elif draft.kind is RecordKind.OUTCOME:
-            self._store.close_use(draft.use)
+            group.closed.add(draft.use)
             if entry.claim and entry.answer is not None:
                 self._store.answer_idempotency(entry.claim.scope, draft.use, entry.answer)
         if entry.pin:
@@ -307,6 +310,8 @@ class _Group:
     time_us: int
     rows: list[LeafRow] = field(default_factory=list)
     heads: dict[str, TrailHead] = field(default_factory=dict)
+    opened: dict[str, int] = field(default_factory=dict)
+    closed: set[str] = field(default_factory=set)
 
     def add(self, row: LeafRow) -> None:
         self.rows.append(row)

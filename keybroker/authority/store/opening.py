@@ -90,6 +90,7 @@ def writer(state: Path) -> sqlite3.Connection:
             _require_promise(db, state)
             _sync_names(state)  # the write-ahead log has its name now, and nothing in it yet that counts on it
             db.execute("PRAGMA foreign_keys = ON")
+            db.execute("PRAGMA temp_store = MEMORY")  # what a statement of many rows may have to undo; there is no other place to write to
             db.execute("PRAGMA cache_size = -65536")  # KiB
             db.execute("PRAGMA wal_autocheckpoint = 0")  # SQLite's own checkpoint says nothing when its sync fails; ours does
             schema.migrate(db)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from keybroker.authority.store import opening
@@ -20,7 +21,23 @@ from keybroker.errors import AuditUnavailableError
 # A checkpoint stops the next commit, at 64 waiting, for about 4 ms with 1,000 frames and 14 ms with 4,000; each costs two syncs more.
 CHECKPOINT_FRAMES = 2_000
 _FRAMES_PER_COMMIT, _FRAMES_PER_RECORD = 4.0, 0.75  # measured with records of 1.1 kB; SQLite does not say without a checkpoint
-_LEAF_ROW = "INSERT INTO record (idx, time_us, kind, trail, trail_index, key, outcome, use, hash, leaf) VALUES (?,?,?,?,?,?,?,?,?,?)"
+_AT_ONCE = (64, 16, 4, 1)  # rows of one statement
+
+
+def _statements(head: str, row: str, end: str = "") -> dict[int, str]:
+    """One statement for each number of rows.
+
+    Python's sqlite3 gives up the interpreter's lock at each step of a statement, and has to wait for it behind the event loop: a
+    hundred times a commit, if every row is a statement of its own.
+    """
+    return {rows: head + ",".join([row] * rows) + end for rows in _AT_ONCE}
+
+
+_ADD_RECORDS = _statements(
+    "INSERT INTO record (idx, time_us, kind, trail, trail_index, key, outcome, use, hash, leaf) VALUES ", "(?,?,?,?,?,?,?,?,?,?)"
+)
+_OPEN_USES = _statements("INSERT INTO open_use VALUES ", "(?,?)")
+_CLOSE_USES = _statements("DELETE FROM open_use WHERE use IN (", "?", ")")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,25 +196,27 @@ class SqliteStore:
         ).fetchone()
         return TrailHead(row[0], last[0] + 1, last[1].hex()) if last else TrailHead(row[0], 0, "")
 
-    def append(self, rows: list[LeafRow]) -> None:
-        """Add records to the log."""
+    def append(self, rows: list[LeafRow], opened: Iterable[tuple[str, int]] = (), closed: Iterable[str] = ()) -> None:
+        """Add records to the log.
+
+        Args:
+            opened: uses whose intents are among them, each with the index of its intent.
+            closed: uses whose outcomes are.
+        """
         self._staged += len(rows)
-        self._db.executemany(
-            _LEAF_ROW,
+        self._execute(
+            _ADD_RECORDS,
             [(r.index, r.time_us, r.kind, r.trail, r.trail_index, r.key, r.outcome, r.use, r.hash, r.leaf) for r in rows],
         )
+        self._execute(_OPEN_USES, list(opened))
+        self._execute(_CLOSE_USES, [(use,) for use in closed])
 
-    def open_use(self, use: str, intent: int) -> None:
-        """An intent is on record and has no outcome yet."""
-        self._db.execute("INSERT INTO open_use VALUES (?, ?)", (use, intent))
-
-    def is_open(self, use: str) -> bool:
-        """Whether the use has an intent and no outcome."""
-        return self._db.execute("SELECT 1 FROM open_use WHERE use = ?", (use,)).fetchone() is not None
-
-    def close_use(self, use: str) -> None:
-        """The use has its outcome."""
-        self._db.execute("DELETE FROM open_use WHERE use = ?", (use,))
+    def _execute(self, statements: dict[int, str], rows: Sequence[tuple[object, ...]]) -> None:
+        done = 0
+        for count in _AT_ONCE:
+            while len(rows) - done >= count:
+                self._db.execute(statements[count], list(chain.from_iterable(rows[done : done + count])))
+                done += count
 
     def open_uses(self) -> list[tuple[str, bytes]]:
         """Uses without an outcome, oldest first, each with the leaf of its intent."""

@@ -150,6 +150,35 @@ def test_entry_too_large_is_refused_alone(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("count", [1, 3, 22, 85, 150])
+def test_records_of_one_commit_are_all_there_in_order_however_many(tmp_path: Path, count: int) -> None:
+    async def main() -> None:
+        async with fake_broker(tmp_path) as broker:
+            uses = [f"u{number}" for number in range(count)]
+            await broker.journal.write(intent("first"))
+            assert await asyncio.gather(*(broker.journal.write(intent(use)) for use in uses)) == list(range(1, count + 1))
+            assert {use for use, _ in broker.store.open_uses()} == {"first", *uses}
+            await asyncio.gather(*(broker.journal.write(outcome(use)) for use in uses))
+            assert [use for use, _ in broker.store.open_uses()] == ["first"]
+            assert [record["use"] for record in broker.records()] == ["first", *uses, *uses]
+            assert broker.faults() == []
+
+    asyncio.run(main())
+
+
+def test_intent_that_is_there_twice_leaves_nothing_of_its_statement_behind(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with fake_broker(tmp_path) as broker:
+            await broker.journal.write(intent("u0"))
+            uses = [f"u{number}" for number in (*range(1, 40), 0)]
+            results = await asyncio.gather(*(broker.journal.write(intent(use)) for use in uses), return_exceptions=True)
+            assert isinstance(results.pop(), AuditUnavailableError)
+            assert results == list(range(1, 40))
+            assert broker.faults() == []
+
+    asyncio.run(main())
+
+
 @pytest.mark.case(39)
 def test_record_time_never_goes_back_when_the_clock_does(tmp_path: Path) -> None:
     async def main() -> None:

@@ -51,6 +51,7 @@ def test_store_is_opened_so_that_a_commit_is_on_disk_when_it_returns(tmp_path: P
     assert pragma(db, "wal_autocheckpoint") == 0
     assert pragma(db, "busy_timeout") == opening.BUSY_MS
     assert pragma(db, "foreign_keys") == 1
+    assert pragma(db, "temp_store") == 2  # memory: the room may write nowhere but to its state
     assert (tmp_path / DATABASE).stat().st_mode & 0o777 == 0o600
     db.close()
 
