@@ -63,10 +63,11 @@ def test_signature_under_another_algorithm_does_not_hold(algorithm: Algorithm) -
             assert not verifies(Check(good.spki, other, good.data, good.signature))
 
 
-def test_checks_run_in_groups_and_in_order() -> None:
+@pytest.mark.parametrize("algorithm", [Algorithm.ES256, Algorithm.ES384], ids=["at once", "in the thread"])
+def test_each_of_many_checks_gets_its_own_answer(algorithm: Algorithm) -> None:
     async def main() -> None:
         selfcheck = SelfCheck()
-        good = signed(Algorithm.ES256)
+        good = signed(algorithm)
         bad = Check(good.spki, good.algorithm, good.data, b"")
         results = await asyncio.gather(*(selfcheck.holds((good, bad)[n % 2]) for n in range(40)))
         assert results == [True, False] * 20
