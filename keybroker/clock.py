@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import time
 from typing import Protocol
 
@@ -26,7 +27,12 @@ class SystemClock:
 def to_rfc3339(us: int) -> str:
     """Microseconds since the epoch as RFC 3339 in UTC with exactly six decimals: `2026-11-24T08:00:00.000000Z`."""
     seconds, micros = divmod(us, 1_000_000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{micros:06d}Z"
+    return f"{_to_the_second(seconds)}.{micros:06d}Z"
+
+
+@functools.lru_cache(maxsize=256)  # records come many to a second, and the expiry of an SVID is in all of its records
+def _to_the_second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def from_rfc3339(text: str) -> int:

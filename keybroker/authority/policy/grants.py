@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from dataclasses import dataclass, field
@@ -170,12 +171,9 @@ class Rules:
 
     def networks_of(self, address: str) -> tuple[str, ...]:
         """The named networks that an address is in, in order of name."""
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
+        parsed = _parsed(address)
+        if parsed is None:
             return ()
-        if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
-            parsed = parsed.ipv4_mapped
         return tuple(name for name, ranges in self.networks.items() if any(parsed in each for each in ranges))
 
     def person_of(self, spiffe_id: str) -> str:
@@ -185,6 +183,15 @@ class Rules:
     def people_of(self, groups: tuple[str, ...]) -> tuple[str, ...]:
         """Everybody in these groups, each once, in order of name."""
         return tuple(sorted({person for group in groups for person in self.groups.get(group, ())}))
+
+
+@functools.lru_cache(maxsize=4_096)  # asked on every request, and parsing one costs more than all else that identifies a caller
+def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return None
+    return parsed.ipv4_mapped or parsed if isinstance(parsed, ipaddress.IPv6Address) else parsed
 
 
 def seconds_of(duration: str) -> int:
