@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from keybroker.errors import RefusalError
 from keybroker.model.record import Outcome
+from keybroker.stage_times import StageTimes
 from keybroker.tracing import Laps
 
 _BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -18,7 +19,7 @@ SECURITY_EVENTS = (
     "svid-invalid",
     "token-needs-operator",
 )
-_STAGES = ("decide", "record", "hsm", "check", "release")
+_STAGES = ("decide", "record", "hsm", "token", "check", "release")
 
 
 class AuthorityMetrics:
@@ -28,8 +29,7 @@ class AuthorityMetrics:
         self._registry = CollectorRegistry()
         signs = Counter("keybroker_sign", "Uses of keys by how they ended", ["outcome", "key"], registry=self._registry)
         self._signs = {(outcome, key): signs.labels(outcome.value, key) for outcome in Outcome for key in keys}
-        seconds = Histogram("keybroker_sign_seconds", "Where a use spends its time", ["stage"], buckets=_BUCKETS, registry=self._registry)
-        self._stages = {stage: seconds.labels(stage) for stage in _STAGES}
+        self._stages = StageTimes("keybroker_sign_seconds", "Where a use spends its time", _BUCKETS, _STAGES, self._registry)
         self._refusals = Counter("keybroker_refusals", "Requests for keys that were refused, by code", ["code"], registry=self._registry)
         self._security = Counter("keybroker_security_events", "Things that should not happen", ["event"], registry=self._registry)
         self._sessions = Gauge("keybroker_hsm_sessions", "Workers by token and state", ["token", "state"], registry=self._registry)
@@ -48,7 +48,11 @@ class AuthorityMetrics:
     def stages(self, laps: Laps) -> None:
         """A use has gone through these stages."""
         for stage, began_ns, ended_ns in laps.stages:
-            self._stages[stage].observe((ended_ns - began_ns) / 1e9)
+            self._stages.observe(stage, ended_ns - began_ns)
+
+    def token(self, busy_ns: int) -> None:
+        """The part of the stage `hsm` that a call into the token took, as its worker says."""
+        self._stages.observe("token", busy_ns)
 
     def refused(self, code: str) -> None:
         """A request was refused, with this problem code."""

@@ -194,6 +194,7 @@ class KeyUseService:
                 await self._recheck(request, intent)
                 made = await self._make(request, intent)  # 5 sign
                 laps.lap("hsm")
+                self._metrics.token(made.busy_ns)
                 signature = await self._check(request, intent, made)  # 6 check
                 laps.lap("check")
                 await self._recheck(request, intent)

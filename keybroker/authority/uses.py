@@ -60,6 +60,8 @@ class KeyUse:
         digest: what is signed, or for Ed25519 the SHA-512 of it.
         data: what goes to the token: the digest, or for Ed25519 the message.
         policy_input: canonical JSON.
+        version: the key version that would sign.
+        ref: the worker's name of that version; empty if there is none.
     """
 
     asker: Asker
@@ -69,6 +71,8 @@ class KeyUse:
     digest: bytes = field(repr=False)
     data: bytes = field(repr=False)
     policy_input: bytes = field(repr=False)
+    version: KeyVersion | None
+    ref: str
 
     @classmethod
     def parse(cls, asker: Asker, key_name: str, key: KeyEntry | None, body: SignBody) -> KeyUse:
@@ -83,17 +87,9 @@ class KeyUse:
         content = body.content
         digest = content if body.is_digest else hashlib.new(body.algorithm.hash_name, content).digest()
         data = content if body.algorithm.signs_message else digest
-        return cls(asker, key_name, key, body, digest, data, canonical(_policy_input(asker, key_name, key, body)))
-
-    @property
-    def version(self) -> KeyVersion | None:
-        """The key version that would sign."""
-        return self.key.current if self.key else None
-
-    @property
-    def ref(self) -> str:
-        """The worker's name of that version; empty if there is none."""
-        return ref_of(self.version.name, self.version.version) if self.version else ""
+        version = key.current if key else None
+        ref = ref_of(version.name, version.version) if version else ""
+        return cls(asker, key_name, key, body, digest, data, canonical(_policy_input(asker, key_name, key, body)), version, ref)
 
     def key_facts(self) -> KeyFacts | None:
         """The `key` of the record."""
