@@ -70,7 +70,7 @@ class RefusalError(KeyBrokerError):
         self.use = use
 
     def __init_subclass__(cls) -> None:
-        RefusalError.registry[cls.code] = cls
+        RefusalError.registry.setdefault(cls.code, cls)  # the first of a code is what others say it is
 
     @staticmethod
     def of(code: str) -> type[RefusalError]:
@@ -207,3 +207,9 @@ class AuditUnavailableError(RefusalError):
     """The use could not be made durable in the record, so it did not happen or was not released."""
 
     code = "audit-unavailable"
+
+
+class AuditBusyError(AuditUnavailableError):
+    """As above, because another process has held the database for longer than a commit waits; to callers, an overload."""
+
+    code = OverloadedError.code

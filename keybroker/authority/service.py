@@ -339,7 +339,7 @@ class KeyUseService:
             self._journal.owe(Entry(_outcome_draft(request, intent, Outcome.UNKNOWN, token=made.token, cause="outcome-not-durable")))
             self._metrics.signed(Outcome.UNKNOWN, request.key_name)
             msg = "The outcome cannot be recorded now; the signature was destroyed, not released."
-            raise AuditUnavailableError(msg, retry_after=err.retry_after, use=intent.use) from err
+            raise type(err)(msg, retry_after=err.retry_after, use=intent.use) from err
         self._metrics.signed(Outcome.SIGNED, request.key_name)
         return msgspec.structs.replace(answer, outcome=index)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sqlite3
 
-from keybroker.errors import KeyBrokerError, StoreError
+from keybroker.errors import AuditBusyError, AuditUnavailableError, KeyBrokerError, StoreError
 
 # What starting again will not mend.
 _LASTING_ERRNO = frozenset(
@@ -15,6 +15,7 @@ _LASTING_ERRNO = frozenset(
 _LASTING = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_PERM})
 # What a failed sync means is unknown (the kernel may have dropped the pages), so nothing may be written after one.
 _FATAL = frozenset({sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC})
+_BUSY_PRIMARY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _FATAL_PRIMARY = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
@@ -37,6 +38,12 @@ def is_lasting(err: OSError | sqlite3.Error) -> bool:
     if isinstance(err, OSError):
         return err.errno in _LASTING_ERRNO
     return _code(err) & 0xFF in _LASTING
+
+
+def unavailable(err: sqlite3.Error, detail: str) -> AuditUnavailableError:
+    """What a caller is told of an error that may pass. SQLite has tried again by itself for as long as `busy_timeout` says."""
+    kind = AuditBusyError if _code(err) & 0xFF in _BUSY_PRIMARY else AuditUnavailableError
+    return kind(detail, retry_after=1)
 
 
 def name_of(err: BaseException) -> str:

@@ -18,9 +18,8 @@ import msgspec
 from keybroker.authority.store import opening
 from keybroker.authority.store.catalog import BLOCK, Catalog, Wanted
 from keybroker.authority.store.facts import entry_of
-from keybroker.authority.store.faults import name_of
+from keybroker.authority.store.faults import name_of, unavailable
 from keybroker.authority.store.sqlite import IdempotentUse
-from keybroker.errors import AuditUnavailableError
 from keybroker.telemetry import logger
 
 _log = logger()
@@ -111,7 +110,7 @@ class Reader:
             return self._catalog is not None and self._catalog.advance()
         except sqlite3.Error as err:
             _log.exception("the record cannot be read", reason=name_of(err))
-            raise AuditUnavailableError("The record cannot be read now.", retry_after=1) from err
+            raise unavailable(err, "The record cannot be read now.") from err
 
     def page(self, wanted: RecordFilter) -> Page:
         """One page of the log."""
@@ -208,7 +207,7 @@ class Reader:
             yield from self._db.execute(statement, values)
         except sqlite3.Error as err:
             _log.exception("the record cannot be read", reason=name_of(err))
-            raise AuditUnavailableError("The record cannot be read now.", retry_after=1) from err
+            raise unavailable(err, "The record cannot be read now.") from err
 
 
 def _statement(wanted: RecordFilter) -> tuple[str, list[str]]:

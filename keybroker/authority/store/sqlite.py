@@ -15,8 +15,7 @@ from itertools import chain
 from pathlib import Path
 
 from keybroker.authority.store import opening
-from keybroker.authority.store.faults import StoreBrokenError, StoreConflictError, is_fatal, name_of
-from keybroker.errors import AuditUnavailableError
+from keybroker.authority.store.faults import StoreBrokenError, StoreConflictError, is_fatal, name_of, unavailable
 
 # A checkpoint stops the next commit, at 64 waiting, for about 4 ms with 1,000 frames and 14 ms with 4,000; each costs two syncs more.
 CHECKPOINT_FRAMES = 2_000
@@ -128,7 +127,8 @@ class SqliteStore:
         """Everything inside is durable when the block is left, or none of it is there.
 
         Raises:
-            AuditUnavailableError: nothing was written; trying again later makes sense (disk full, write error, locked).
+            AuditUnavailableError: nothing was written; trying again later makes sense (disk full, write error).
+            AuditBusyError: the same, because another process has the database locked.
             StoreConflictError: nothing was written, and never will be.
             StoreBrokenError: what was written is unknown; the process must end, start again and verify.
         """
@@ -142,7 +142,7 @@ class SqliteStore:
             if isinstance(err, sqlite3.IntegrityError):
                 raise StoreConflictError(name_of(err)) from err
             msg = "The record cannot be written now; nothing was signed or released."
-            raise AuditUnavailableError(msg, retry_after=1) from err
+            raise unavailable(err, msg) from err
         except BaseException as err:
             self._roll_back(err)
             raise

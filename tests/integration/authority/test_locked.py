@@ -56,7 +56,7 @@ def test_requests_get_503_and_the_loop_goes_on_while_another_process_holds_the_d
                 assert isinstance(health, HealthReply)
                 assert not health.ready
                 assert health.parts["record"] == "cannot be written"
-            assert [each.reply.code for each in refused if isinstance(each.reply, Problem)] == ["audit-unavailable"] * 3
+            assert [each.reply.code for each in refused if isinstance(each.reply, Problem)] == ["overloaded"] * 3
             assert max(each.seconds for each in refused) < 8  # bounded; one wait for the lock is a second
             until(authority.is_serving)  # by itself: nobody asks for anything
             (answered,) = signing.sign(b"d")

@@ -167,12 +167,21 @@ def test_worker_is_distrusted_and_event_recorded_when_its_signature_is_wrong(tmp
     with_broker(tmp_path, test)
 
 
-def test_no_key_is_used_when_the_intent_is_not_durable(tmp_path: Path) -> None:
+# What the store says, and what the caller is told.
+UNWRITABLE = [
+    pytest.param(sqlite3.SQLITE_FULL, "SQLITE_FULL", "audit-unavailable", marks=pytest.mark.case(57)),
+    pytest.param(sqlite3.SQLITE_BUSY, "SQLITE_BUSY", "overloaded", marks=pytest.mark.case(62)),
+]
+
+
+@pytest.mark.parametrize(("number", "name", "code"), UNWRITABLE)
+def test_no_key_is_used_when_the_intent_is_not_durable(tmp_path: Path, number: int, name: str, code: str) -> None:
     async def test(broker: FakeBroker) -> None:
         real = broker.store._db
-        broker.store._db = FailingDatabase(real, "COMMIT", sqlite3.SQLITE_FULL, "SQLITE_FULL")  # type: ignore[assignment]
-        with pytest.raises(AuditUnavailableError):
+        broker.store._db = FailingDatabase(real, "COMMIT", number, name)  # type: ignore[assignment]
+        with pytest.raises(AuditUnavailableError) as caught:
             await broker.service.sign(broker.asker, ask())
+        assert (caught.value.code, caught.value.retry_after) == (code, 1)
         assert broker.tokens.signed == 0
         broker.store._db = real
         assert broker.records() == []
@@ -180,17 +189,19 @@ def test_no_key_is_used_when_the_intent_is_not_durable(tmp_path: Path) -> None:
     with_broker(tmp_path, test)
 
 
-@pytest.mark.case(57)
-def test_nothing_is_released_when_the_outcome_is_not_durable(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "name", "code"), UNWRITABLE)
+def test_nothing_is_released_when_the_outcome_is_not_durable(tmp_path: Path, number: int, name: str, code: str) -> None:
     async def test(broker: FakeBroker) -> None:
         real = broker.store._db
 
-        async def fill_the_disk() -> None:
-            broker.store._db = FailingDatabase(real, "COMMIT", sqlite3.SQLITE_FULL, "SQLITE_FULL")  # type: ignore[assignment]
+        async def break_the_store() -> None:
+            broker.store._db = FailingDatabase(real, "COMMIT", number, name)  # type: ignore[assignment]
 
-        broker.tokens.on_sign = fill_the_disk
-        with pytest.raises(AuditUnavailableError):
+        broker.tokens.on_sign = break_the_store
+        with pytest.raises(AuditUnavailableError) as caught:
             await broker.service.sign(broker.asker, ask())
+        assert caught.value.code == code
+        assert len(caught.value.use) == 26
         assert broker.tokens.signed == 1
         broker.store._db, broker.tokens.on_sign = real, None
         await broker.service.sign(broker.asker, ask())
