@@ -20,6 +20,7 @@ from keybroker import config
 from keybroker.audit import chain, leaf
 from keybroker.authority.metrics import AuthorityMetrics
 from keybroker.authority.policy import grants, loader
+from keybroker.authority.trial import findings
 from keybroker.cli import app as program
 from keybroker.cli.exits import ExitStatus
 from keybroker.errors import RefusalError
@@ -201,6 +202,11 @@ def test_commands_are_those_of_the_program_with_their_options() -> None:
     headings = re.findall(r"^### `(.+)`$", text_of("docs/reference/cli.md"), re.MULTILINE)
     assert {name: set(names("reference/cli.md", f"`{name}`")) for name in headings} == known
     assert set(names("reference/cli.md", "Connection")) == CONNECTION
+
+
+def test_findings_of_the_policy_check_are_those_of_the_code() -> None:
+    documented = {_NAME.findall(code)[0]: severity for code, severity, _ in rows("reference/cli.md", "Findings")}
+    assert documented == {code: severity.value for code, (severity, _) in findings.CODES.items()}
 
 
 def test_exit_statuses_are_those_of_the_program() -> None:

@@ -26,7 +26,8 @@ def commands(command: Any, words: Words = ()) -> Iterator[tuple[Words, Any]]:
 COMMANDS = dict(commands(typer.main.get_command(app)))
 OFFLINE = ("audit", "check")
 ASKING = [words for words in COMMANDS if words[0] in {"sign", "verify", "whoami", "keys", "audit"} and words != OFFLINE]
-PRINTING = [*ASKING, OFFLINE, ("check",), ("dev", "init")]
+TRYING = [words for words in COMMANDS if words[0] == "policy"]
+PRINTING = [*ASKING, *TRYING, OFFLINE, ("check",), ("dev", "init")]
 OPTIONS = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
 
 
@@ -34,6 +35,7 @@ def test_commands_are_those_of_the_contract() -> None:
     assert {" ".join(words) for words in COMMANDS} == {
         "dev init", "serve", "frontend", "authority", "hsm", "check", "sign", "verify", "whoami",
         "keys list", "keys show", "keys public", "audit tail", "audit query", "audit show", "audit check",
+        "policy check",
     }  # fmt: skip
 
 

@@ -1,0 +1,129 @@
+"""Random policies over few names, so that rules meet, cover and deny each other; changes of them; and requests that come close."""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+from typing import Any, get_args
+
+import msgspec
+
+from keybroker.audit.leaf import canonical
+from keybroker.authority.policy.grants import Deny, Grant, Network, Operation, Rules
+from keybroker.model.decision import CallerInput, PolicyInput, TargetInput
+from keybroker.model.identity import SpiffeId
+from keybroker.model.key import Algorithm
+
+DOMAINS = ("example.org", "example.com")
+SEGMENTS = ("a", "b", "c")
+KEYS = ("orders", "release")
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+ALGORITHMS = (Algorithm.ES256, Algorithm.PS256, Algorithm.ED25519)
+RANGES = tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "10.1.0.0/16", "10.2.0.0/16", "192.0.2.0/24", "2001:db8::/32")))
+ADDRESSES = ("10.1.0.1", "10.2.0.1", "10.9.0.1", "192.0.2.1", "2001:db8::1", "198.51.100.1", "2001:db9::1")
+NAMES = ("lab", "office")
+
+
+class PolicyMaker:
+    """Makes policies and requests from a seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+
+    def some(self, values: tuple[Any, ...], most: int = 2) -> tuple[Any, ...]:
+        return tuple(self.random.sample(values, self.random.randint(1, min(most, len(values)))))
+
+    def maybe(self, values: tuple[Any, ...], chance: float) -> tuple[Any, ...]:
+        return self.some(values) if self.random.random() < chance else ()
+
+    def pattern(self) -> str:
+        if self.random.random() < 0.1:
+            return "**"
+        path = [self.random.choice((*SEGMENTS, "*", "*")) for _ in range(self.random.randint(1, 3))]
+        if self.random.random() < 0.4:
+            path[-1] = "**"
+        return f"spiffe://{self.random.choice((DOMAINS[0], *DOMAINS))}/{'/'.join(path)}"
+
+    def patterns(self) -> tuple[str, ...]:
+        return tuple({self.pattern(): None for _ in range(self.random.randint(1, 2))})
+
+    def keys(self) -> tuple[str, ...]:
+        return ("*",) if self.random.random() < 0.2 else self.some(KEYS)
+
+    def rules(self) -> Rules:
+        grants = tuple(self.grant(f"g{number}") for number in range(self.random.choice((0, 1, 2, 4, 6))))
+        denies = tuple(self.deny(f"d{number}") for number in range(self.random.choice((0, 0, 1, 2, 3))))
+        return Rules(grants, denies, self.networks(), ())
+
+    def networks(self) -> dict[str, tuple[Network, ...]]:
+        return {name: self.some(RANGES) for name in NAMES}
+
+    def grant(self, name: str) -> Grant:
+        operations = self.some(OPERATIONS)
+        signs = not {"sign", "sign-digest"}.isdisjoint(operations)
+        return Grant(
+            id=name,
+            workloads=self.patterns(),
+            operations=operations,
+            keys=self.keys() if set(operations) != {"read-audit"} else (),
+            algorithms=self.some(ALGORITHMS) if signs else (),
+            trails=self.patterns() if "read-audit" in operations else (),
+            networks=self.maybe(NAMES, 0.3),
+        )
+
+    def deny(self, name: str) -> Deny:
+        return Deny(
+            id=name,
+            workloads=self.patterns(),
+            operations=self.maybe(OPERATIONS, 0.5),
+            keys=self.keys() if self.random.random() < 0.4 else (),
+            algorithms=self.maybe(ALGORITHMS, 0.3),
+            trails=self.patterns() if self.random.random() < 0.3 else (),
+            networks=self.maybe(NAMES, 0.3),
+        )
+
+    def changed(self, rules: Rules) -> Rules:
+        """Other rules that have much in common with these."""
+        grants, denies, networks = list(rules.grants), list(rules.denies), rules.networks
+        for _ in range(self.random.randint(1, 3)):
+            match self.random.randrange(6):
+                case 0 if grants:
+                    grants.pop(self.random.randrange(len(grants)))
+                case 1:
+                    grants.append(self.grant(f"n{len(grants)}-{self.random.randrange(10**6)}"))
+                case 2 if grants:
+                    place = self.random.randrange(len(grants))
+                    other = self.grant(grants[place].id)
+                    name = self.random.choice(("workloads", "networks"))
+                    grants[place] = msgspec.structs.replace(grants[place], **{name: getattr(other, name)})
+                case 3 if denies:
+                    denies.pop(self.random.randrange(len(denies)))
+                case 4:
+                    denies.append(self.deny(f"n{len(denies)}-{self.random.randrange(10**6)}"))
+                case _:
+                    networks = self.networks()
+        return Rules(tuple(grants), tuple(denies), networks, ())
+
+    def identity(self) -> SpiffeId:
+        path = "/".join(self.random.choice((*SEGMENTS, "z")) for _ in range(self.random.choice((1, 1, 2, 2, 3, 4))))
+        return SpiffeId.parse(f"spiffe://{self.random.choice((DOMAINS[0], *DOMAINS, 'z.org'))}/{path}")
+
+    def address(self) -> str:
+        return self.random.choice(ADDRESSES)
+
+    def request(self) -> PolicyInput:
+        """From no network yet: `seen_from` says from which."""
+        caller = self.identity()
+        operation = self.random.choice(OPERATIONS)
+        if operation == "read-audit":
+            target = TargetInput("trail", "", self.random.choice(("", caller.text, self.identity().text, self.identity().text)))
+        else:
+            target = TargetInput("key", self.random.choice((*KEYS, "other")))
+        algorithm = self.random.choice(ALGORITHMS).value if operation.startswith("sign") else ""
+        return PolicyInput(CallerInput(caller.text, caller.trust_domain, caller.path, ()), operation, target, algorithm=algorithm)
+
+
+def seen_from(request: PolicyInput, rules: Rules, address: str) -> bytes:
+    """The request as a policy sees it that comes from an address: canonical JSON."""
+    caller = msgspec.structs.replace(request.caller, networks=rules.networks_of(address))
+    return canonical(msgspec.structs.replace(request, caller=caller))
