@@ -7,29 +7,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keybroker.cli import output
+from keybroker.cli import output, policy_simulate
 from keybroker.cli.arguments import UsageError
+from keybroker.cli.candidates import ConfigFile, Grants, authority_of, loaded, trial
 from keybroker.cli.connection import Json
 from keybroker.cli.exits import ExitStatus
-from keybroker.cli.rooms import load_part
 from keybroker.clock import SystemClock
 
 if TYPE_CHECKING:
     from keybroker.authority.trial.findings import Finding
-    from keybroker.config import AuthorityConfig
 
 app = typer.Typer(no_args_is_help=True, help="Try rules before they are live.")
-
-_TRIAL = "keybroker.authority.trial"
+app.command()(policy_simulate.simulate)
 
 
 @app.command()
 def check(
     directory: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Grant files; those of --config if absent.")] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", metavar="FILE", help="A broker's configuration: its keys, and its grants without DIR."),
-    ] = None,
+    config: ConfigFile = None,
     is_strict: Annotated[bool, typer.Option("--strict", help="Exit status 1 on warnings, too.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -41,15 +36,14 @@ def check(
 
         keybroker policy check --config my-world/keybroker.yaml --strict
     """
-    rules = load_part("authority", f"{_TRIAL}.check")
-    inventory = load_part("authority", f"{_TRIAL}.candidate").Inventory
-    authority = _authority(config) if config else None
+    inventory = trial("candidate").Inventory
+    authority = authority_of(config)
     grants = directory or (authority.grants if authority else None)
     if grants is None:
         raise UsageError("name a directory of grant files, or a configuration with --config")
     with output.busy("checking"):
         known = inventory.of(authority) if authority else inventory()
-        found = rules.check(grants, authority.policy if authority else None, known, SystemClock().now_us())
+        found = trial("check").check(grants, authority.policy if authority else None, known, SystemClock().now_us())
     if as_json:
         output.json_object({"findings": [_as_json(each) for each in found]})
     else:
@@ -59,13 +53,38 @@ def check(
         raise typer.Exit(ExitStatus.FAILED)
 
 
-def _authority(path: Path) -> AuthorityConfig:
-    from keybroker import config as configuration
+@app.command("test")
+def run_cases(
+    directory: Grants,
+    tests: Annotated[
+        Path | None, typer.Option("--tests", metavar="PATH", help="A file or a directory of cases; DIR/tests if absent.")
+    ] = None,
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Ask the real engine every case that is written down, and compare. Exit status 1 if any answer is not as expected.
 
-    config = configuration.load(path)
-    if config.authority is None:
-        raise UsageError(f"{path}: the section `authority` is missing; name the configuration of the authority")
-    return config.authority
+    Examples:
+
+        keybroker policy test policies/examples
+
+        keybroker policy test candidate --tests cases.yaml
+    """
+    cases = trial("cases")
+    candidate = loaded(directory, config)
+    results = cases.run(candidate, tests or directory / cases.DIRECTORY)
+    failed = [each for each in results if each.faults]
+    if as_json:
+        rows = [{"case": each.case, "where": each.where, "passed": not each.faults, "faults": each.faults} for each in results]
+        output.json_object({"passed": len(results) - len(failed), "failed": len(failed), "cases": rows})
+    else:
+        for each in failed:
+            output.say(output.visible(f"failed: {each.where}: {each.case}"))
+            for fault in each.faults:
+                output.say(output.visible(f"  {fault}"))
+        output.say(f"{len(results) - len(failed)} passed, {len(failed)} failed")
+    if failed:
+        raise typer.Exit(ExitStatus.FAILED)
 
 
 def _show(directory: Path, found: list[Finding]) -> None:

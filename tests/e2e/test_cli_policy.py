@@ -51,3 +51,52 @@ def test_check_without_rules_or_configuration_is_wrong_usage(tmp_path: Path) -> 
     assert (done.returncode, "--config" in done.stderr) == (2, True)
     write(tmp_path, "hsm:\n  tokens: {}\n", "hsm.yaml")
     assert run("check", "--config", tmp_path / "hsm.yaml").returncode == 2
+
+
+CASES = """\
+cases:
+  - {name: signs, workload: spiffe://example.org/payments/api, key: orders, algorithm: ES256, expect: allow}
+  - {name: strangers, workload: spiffe://example.org/x, key: orders, algorithm: ES256, expect: EXPECTED}
+"""
+
+
+def test_cases_of_a_directory_pass_or_fail_with_the_answer_that_came(tmp_path: Path) -> None:
+    grants = write(tmp_path / "g", GOOD)
+    assert run("test", grants).returncode == 1
+    write(grants / "tests", CASES.replace("EXPECTED", "deny"))
+    done = run("test", grants)
+    assert (done.returncode, done.stdout) == (0, "2 passed, 0 failed\n")
+    write(grants / "tests", CASES.replace("EXPECTED", "allow"))
+    done = run("test", grants)
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        f"failed: {grants}/tests/a.yaml:3: strangers", "  expected allow, got deny (no-grant)", "1 passed, 1 failed",
+    ]  # fmt: skip
+    answer = json.loads(run("test", grants, "--json", "--tests", grants / "tests" / "a.yaml").stdout)
+    assert (answer["passed"], answer["failed"], answer["cases"][1]["passed"]) == (1, 1, False)
+
+
+def test_simulate_shows_verdict_and_reasoning_and_exits_as_sign_would(tmp_path: Path) -> None:
+    grants = write(tmp_path / "g", GOOD)
+    asked = ("--workload", "spiffe://example.org/payments/api", "--key", "orders")
+    allowed = run("simulate", grants, *asked, "--alg", "ES256")
+    assert (allowed.returncode, allowed.stdout.splitlines()[:2]) == (0, ["verdict\tallow", "grants\tpayments"])
+    denied = run("simulate", grants, *asked, "--alg", "ES384")
+    assert denied.returncode == 3
+    assert "  NO   algorithms: ES384 is not in ES256" in denied.stdout.splitlines()
+    answer = json.loads(run("simulate", grants, *asked, "--alg", "ES384", "--json").stdout)
+    assert (answer["verdict"], answer["reasons"], answer["is_explained"]) == ("deny", ["algorithm-not-granted"], True)
+    (tmp_path / "input.json").write_text(json.dumps(answer["input"] | {"algorithm": "ES256"}))
+    assert run("simulate", grants, "--input", tmp_path / "input.json").returncode == 0
+
+
+def test_simulate_without_a_whole_request_is_wrong_usage(tmp_path: Path) -> None:
+    grants = write(tmp_path / "g", GOOD)
+    for words in (
+        (),
+        ("--workload", "x"),
+        ("--record", "1"),
+        ("--input", grants / "a.yaml", "--key", "orders"),
+        ("--input", tmp_path / "no"),
+    ):
+        assert run("simulate", grants, *words).returncode == 2, words

@@ -20,7 +20,7 @@ from keybroker import config
 from keybroker.audit import chain, leaf
 from keybroker.authority.metrics import AuthorityMetrics
 from keybroker.authority.policy import grants, loader
-from keybroker.authority.trial import findings
+from keybroker.authority.trial import cases, findings
 from keybroker.cli import app as program
 from keybroker.cli.exits import ExitStatus
 from keybroker.errors import RefusalError
@@ -36,6 +36,7 @@ from keybroker.model.record import Outcome, RecordKind
 from keybroker.model.request import SignBody
 from keybroker.process import EXIT_CONFIG, EXIT_STORE
 from keybroker.tracing import Tracer
+from keybroker.yaml_document import YamlDocument
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -209,6 +210,10 @@ def test_findings_of_the_policy_check_are_those_of_the_code() -> None:
     assert documented == {code: severity.value for code, (severity, _) in findings.CODES.items()}
 
 
+def test_cases_of_a_policy_are_described_as_they_are_read() -> None:
+    assert set(names("reference/cli.md", "Cases of a policy")) == fields(cases.Case)
+
+
 def test_exit_statuses_are_those_of_the_program() -> None:
     assert {int(row[0]) for row in rows("reference/cli.md", "Exit statuses")} == {*map(int, ExitStatus), EXIT_CONFIG, EXIT_STORE}
 
@@ -285,6 +290,8 @@ def test_yaml_of_page_is_what_the_broker_reads(page: str, tmp_path: Path) -> Non
             place.mkdir()
             file.rename(place / file.name)
             loader.load(place, frozenset())
+        elif first == "cases":
+            assert YamlDocument.load(file).convert(cases.CaseFile).cases
         elif first == "denied":
             deny_list.DenyList.load(file)
         elif (first in {"frontend", "authority", "hsm"} and "uri" in block) or "listen" in block or "state:" in block:

@@ -68,6 +68,10 @@ class EmbeddedEngine:
 
     async def decide(self, request: bytes) -> Decision:
         """Decide one request."""
+        return self.decide_now(request)
+
+    def decide_now(self, request: bytes) -> Decision:
+        """Decide one request, from where no event loop runs. For one thread."""
         known = self._memo.get(request)
         if known is not None:
             self._memo.move_to_end(request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -103,7 +104,7 @@ def load(directory: Path, policy: Path | None = None) -> Candidate:
     rules = grants.load(directory, named_keys(directory))
     path = policy or BUILT_IN
     try:
-        module = WasmModule(path.read_bytes(), str(path))
+        module = _compiled(path.read_bytes(), str(path))
     except OSError as err:
         raise ConfigError(f"{path}: cannot be read: {err.strerror}") from err
     data, digest = compile_rules(rules, module.sha256, ENGINE)
@@ -112,6 +113,12 @@ def load(directory: Path, policy: Path | None = None) -> Candidate:
     except WasmTrapError as err:
         raise ConfigError(f"{directory}: the rules are too large for the policy engine ({err}); split them between brokers") from err
     return Candidate(rules, engine, Places(directory))
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(data: bytes, source: str) -> WasmModule:
+    """Compiling takes a tenth of a second, and two candidates mostly have the same policy."""
+    return WasmModule(data, source)
 
 
 def named_keys(directory: Path) -> frozenset[str]:
