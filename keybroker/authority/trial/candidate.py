@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from keybroker.authority.policy import grants
+from keybroker.authority.policy import loader
 from keybroker.authority.policy.compiler import compile_rules
 from keybroker.authority.policy.engine import ENGINE, EmbeddedEngine
 from keybroker.authority.policy.grants import Rules
@@ -101,7 +101,7 @@ def load(directory: Path, policy: Path | None = None) -> Candidate:
     Raises:
         ConfigError: it cannot be used; a line for each fault.
     """
-    rules = grants.load(directory, named_keys(directory))
+    rules = loader.load(directory, named_keys(directory))
     path = policy or BUILT_IN
     try:
         module = _compiled(path.read_bytes(), str(path))
