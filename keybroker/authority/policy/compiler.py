@@ -53,7 +53,7 @@ def _compiled(rule: Grant | Deny, rules: Rules) -> dict[str, Any]:
     operations = set(rule.operations)
     if isinstance(rule, Grant) and operations & {"sign", "sign-digest"}:
         operations.add("read-key")  # who may sign with a key may read its public half
-    demands = {"obligation": _obligation(rule, rules), "when_read": _when_read(rule)} if isinstance(rule, Grant) else {}
+    demands = {"obligation": obligation_of(rule, rules), "when_read": when_read_of(rule)} if isinstance(rule, Grant) else {}
     return {
         "id": rule.id,
         **demands,
@@ -65,12 +65,13 @@ def _compiled(rule: Grant | Deny, rules: Rules) -> dict[str, Any]:
     }
 
 
-def _when_read(grant: Grant) -> Obligation:
+def when_read_of(grant: Grant) -> Obligation:
     """What is demanded of one who reads the key or the record: limits, hours and quorums are about uses of keys."""
     return Obligation(grant.id, grant.not_before or "", grant.not_after or "", (), (), (), 0, 0, (), observe_only=grant.observe_only)
 
 
-def _obligation(grant: Grant, rules: Rules) -> Obligation:
+def obligation_of(grant: Grant, rules: Rules) -> Obligation:
+    """What is demanded of one who uses a key by this grant."""
     quorum = grant.quorum if isinstance(grant.quorum, Quorum) else None
     return Obligation(
         grant=grant.id,

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from keybroker.authority.policy.grants import Deny, Grant, Rules
+from keybroker.authority.policy.compiler import obligation_of
+from keybroker.authority.policy.grants import Deny, Grant
 from keybroker.authority.trial import candidate as candidates
 from keybroker.authority.trial.candidate import Candidate, Inventory
-from keybroker.authority.trial.demands import demands_of
+from keybroker.authority.trial.check_demands import check_demands, unused_names
 from keybroker.authority.trial.findings import Finding, Severity
 from keybroker.authority.trial.region import SIGNING, Box, BoxIndex, all_rules, boxes_of, intersection, is_covered, own_trail
 from keybroker.authority.trial.words import listed
@@ -39,8 +40,8 @@ def check(directory: Path, policy: Path | None, inventory: Inventory, now_us: in
         *(_loading(line) for line in loaded.rules.warnings),
         *_keys(loaded, inventory),
         *_Reach(loaded).findings(),
-        *_names(loaded),
-        *_time(loaded, now_us),
+        *unused_names(loaded),
+        *check_demands(loaded, now_us),
     ]
     return sorted(found, key=lambda each: (_ORDER.index(each.severity), *_file_and_line(each), each.code))
 
@@ -60,10 +61,6 @@ def _refused(line: str) -> Finding:
 def _loading(line: str) -> Finding:
     where, _, text = line.partition(": ")
     return Finding.of("worth-a-look", where, "", text)
-
-
-def _time(_loaded: Candidate, _now_us: int) -> Iterator[Finding]:
-    yield from ()
 
 
 def _keys(loaded: Candidate, inventory: Inventory) -> Iterator[Finding]:
@@ -101,7 +98,7 @@ class _Reach:
         self._boxes = {rule.id: list(boxes_of(rule, rules.networks, zones)) for rule in all_rules(rules)}
         self._denied = BoxIndex(box for deny in rules.denies for box in self._boxes[deny.id])
         self._granted = BoxIndex([self._own_trail, *(box for grant in rules.grants for box in self._boxes[grant.id])])
-        self._demanding = {grant.id for grant in rules.grants if demands_of(grant)}
+        self._demanding = {grant.id for grant in rules.grants if not obligation_of(grant, rules).is_empty}
         self._superfluous: set[str] = set()
 
     def findings(self) -> Iterator[Finding]:
@@ -160,13 +157,3 @@ class _Reach:
                 return []
             sources |= {each.source for each in near if intersection(box, each)}
         return sorted(sources)
-
-
-def _names(loaded: Candidate) -> Iterator[Finding]:
-    """What has a name that nothing uses."""
-    rules: Rules = loaded.rules
-    used = {name for rule in all_rules(rules) for name in rule.networks}
-    for name in rules.networks:
-        if name not in used:
-            where = loaded.places.other("networks", name)
-            yield Finding.of("unused-network", where, "", f"no rule names the network {name}")

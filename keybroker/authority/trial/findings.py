@@ -17,6 +17,9 @@ class Severity(enum.Enum):
 CODES: dict[str, tuple[Severity, str]] = {
     "cannot-be-loaded": (Severity.ERROR, "write it as docs/reference/grants.md says"),
     "worth-a-look": (Severity.WARNING, "split the rules, or rename the file"),
+    "quorum-cannot-be-met": (Severity.ERROR, "put more people into the groups, or ask for fewer approvals"),
+    "quorum-needs-requester": (Severity.ERROR, "put more people into the groups, or grant it to workloads that are not theirs"),
+    "expired-grant": (Severity.WARNING, "take it out, or write a later `not_after`"),
     "unknown-key": (Severity.WARNING, "write its name as in `authority.keys`, or take it out"),
     "key-cannot-sign": (Severity.WARNING, "grant an algorithm that the key can do"),
     "unreachable-grant": (Severity.WARNING, "take it out, or narrow the deny"),
@@ -26,6 +29,11 @@ CODES: dict[str, tuple[Severity, str]] = {
     "superfluous-grant": (Severity.NOTE, "take it out"),
     "superfluous-deny": (Severity.NOTE, "take it out"),
     "idle-deny": (Severity.NOTE, "nothing, if it guards against later grants; else look for a typing error"),
+    "no-limits": (Severity.NOTE, "write `limits`: what a stolen identity can do in an hour is bounded by nothing else"),
+    "observes-only": (Severity.NOTE, "take `observe_only` out when the record shows that nothing is refused that should not be"),
+    "early-grant": (Severity.NOTE, "nothing, if it is meant so"),
+    "unused-group": (Severity.NOTE, "take it out, or name it in a quorum"),
+    "unused-person": (Severity.NOTE, "take it out, or put it into a group"),
     "unused-network": (Severity.NOTE, "take it out, or name it in a rule"),
 }
 """Every code, with its severity and the usual cure."""

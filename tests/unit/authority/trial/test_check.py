@@ -23,10 +23,11 @@ ORDERS = Inventory(frozenset({"orders"}), {"orders": KeyFamily.EC_P256})
 SUPERFLUOUS = {"superfluous-grant", "superfluous-deny", "unreachable-grant"}
 
 
-def found(directory: Path, text: str, inventory: Inventory = ORDERS) -> list[Finding]:
+def found(directory: Path, text: str, inventory: Inventory = ORDERS, but: str = "no-limits") -> list[Finding]:
+    """All findings but those of one code."""
     directory.mkdir(exist_ok=True)
     (directory / "a.yaml").write_text(text)
-    return checks.check(directory, None, inventory, START_US)
+    return [each for each in checks.check(directory, None, inventory, START_US) if each.code != but]
 
 
 def codes(findings: list[Finding]) -> list[tuple[str, str]]:
@@ -96,6 +97,82 @@ def test_of_two_equal_rules_only_one_is_superfluous(tmp_path: Path) -> None:
 
 def test_names_that_nothing_uses_are_notes(tmp_path: Path) -> None:
     assert codes(found(tmp_path / "g", GOOD + 'networks:\n  lab: ["10.0.0.0/8"]\n')) == [("unused-network", "8")]
+    extra = PEOPLE.replace("[alice, bob]", "[alice]")
+    assert codes(found(tmp_path / "g", GOOD + extra)) == [("unused-person", "9"), ("unused-group", "11")]
+
+
+LIMITED = GOOD + "    limits: [{max: 100, window: 1m, per: workload}]\n"
+WIDER = LIMITED.partition("\n")[2].partition("    limits")[0].replace("id: payments", "id: wider").replace("payments/*", "**")
+PEOPLE = """\
+people:
+  alice: ["spiffe://example.org/human/alice"]
+  bob: ["spiffe://example.org/human/bob"]
+groups:
+  managers: [alice, bob]
+"""
+
+
+def quorum(text: str, workloads: str = "spiffe://example.org/payments/*") -> str:
+    return GOOD.replace("spiffe://example.org/payments/*", workloads) + f"    quorum: {{{text}, expires: 1h}}\n{PEOPLE}"
+
+
+def test_grant_without_limits_is_a_note_and_with_limits_or_a_quorum_none(tmp_path: Path) -> None:
+    assert codes(found(tmp_path / "g", GOOD, but="")) == [("no-limits", "2")]
+    assert codes(found(tmp_path / "g", LIMITED, but="")) == []
+    assert codes(found(tmp_path / "g", quorum("approvals: 2, of: [managers]"), but="")) == []
+    assert codes(found(tmp_path / "g", GOOD.replace("[sign]", "[read-key]").replace("    algorithms: [ES256]\n", ""), but="")) == []
+
+
+def test_grant_that_demands_something_is_never_superfluous(tmp_path: Path) -> None:
+    assert codes(found(tmp_path / "g", LIMITED + WIDER)) == [("only-tightens", "2")]
+
+
+def test_grant_that_demands_nothing_lifts_nothing_that_another_demands(tmp_path: Path) -> None:
+    narrow = WIDER.replace("org/**", "org/payments/api")
+    (finding,) = found(tmp_path / "g", LIMITED + narrow)
+    assert (finding.code, finding.severity, finding.rule) == ("does-not-loosen", Severity.WARNING, "wider")
+    assert "obligations add up" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("field", "code"),
+    [
+        ("not_after: 2026-09-21T13:00:00Z", [("expired-grant", "7")]),
+        ("not_after: 2027-09-21T13:00:00Z", []),
+        ("not_before: 2026-09-21T15:00:00Z", [("early-grant", "7")]),
+        ("not_before: 2026-09-21T13:00:00Z", []),
+        ("hours: [{days: mon, from: '08:00', to: '09:00', zone: UTC}]\n    observe_only: true", [("observes-only", "8")]),
+    ],
+)
+def test_moments_of_a_grant_are_held_against_now(field: str, code: list[tuple[str, str]], tmp_path: Path) -> None:
+    assert codes(found(tmp_path / "g", f"{GOOD}    {field}\n")) == code
+
+
+@pytest.mark.parametrize(
+    ("text", "workloads", "code"),
+    [
+        ("approvals: 2, of: [managers]", "spiffe://example.org/payments/*", []),
+        ("approvals: 2, of: [managers]", "**", ["quorum-needs-requester"]),
+        ("approvals: 2, of: [managers]", "spiffe://example.org/human/bob", ["quorum-needs-requester"]),
+        ("approvals: 1, of: [managers]", "spiffe://example.org/human/bob", []),
+        ("stages: [{approvals: 1, of: [managers]}, {approvals: 1, of: [managers]}]", "spiffe://example.org/ci/*", []),
+        ("stages: [{approvals: 1, of: [managers]}, {approvals: 2, of: [managers]}]", "spiffe://example.org/ci/*", ["quorum-cannot-be-met"]),
+        ("approvals: 3, of: [managers]", "spiffe://example.org/ci/*", ["cannot-be-loaded"]),
+    ],
+)
+def test_quorum_that_cannot_be_met_is_an_error(text: str, workloads: str, code: list[str], tmp_path: Path) -> None:
+    findings = found(tmp_path / "g", quorum(text, workloads))
+    assert [each.code for each in findings] == code
+    assert all(each.severity is Severity.ERROR for each in findings)
+
+
+def test_person_who_is_wanted_in_two_stages_takes_the_one_where_nobody_else_can(tmp_path: Path) -> None:
+    text = quorum("stages: [{approvals: 1, of: [managers]}, {approvals: 1, of: [legal]}]").replace(
+        "groups:\n", "groups:\n  legal: [alice]\n"
+    )
+    assert found(tmp_path / "g", text) == []
+    both = [each.code for each in found(tmp_path / "g", text.replace("managers: [alice, bob]", "managers: [alice]"))]
+    assert both == ["quorum-cannot-be-met", "unused-person"]
 
 
 @pytest.mark.parametrize("seed", range(25))
