@@ -9,7 +9,7 @@ from typing import Any, get_args
 import msgspec
 
 from keybroker.audit.leaf import canonical
-from keybroker.authority.policy.grants import Deny, Grant, Network, Operation, Rules
+from keybroker.authority.policy.grants import Deny, Grant, Hours, LimitRule, Network, Operation, Quorum, Rules
 from keybroker.model.decision import CallerInput, PolicyInput, TargetInput
 from keybroker.model.identity import SpiffeId
 from keybroker.model.key import Algorithm
@@ -22,6 +22,9 @@ ALGORITHMS = (Algorithm.ES256, Algorithm.PS256, Algorithm.ED25519)
 RANGES = tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "10.1.0.0/16", "10.2.0.0/16", "192.0.2.0/24", "2001:db8::/32")))
 ADDRESSES = ("10.1.0.1", "10.2.0.1", "10.9.0.1", "192.0.2.1", "2001:db8::1", "198.51.100.1", "2001:db9::1")
 NAMES = ("lab", "office")
+PEOPLE: dict[str, tuple[str, ...]] = {name: (f"spiffe://example.org/human/{name}",) for name in ("alice", "bob", "carol")}
+GROUPS: dict[str, tuple[str, ...]] = {"managers": ("alice", "bob"), "legal": ("bob", "carol")}
+NO_DEMANDS = {"not_after": msgspec.UNSET, "limits": (), "hours": (), "quorum": msgspec.UNSET, "observe_only": False}
 
 
 class PolicyMaker:
@@ -53,7 +56,7 @@ class PolicyMaker:
     def rules(self) -> Rules:
         grants = tuple(self.grant(f"g{number}") for number in range(self.random.choice((0, 1, 2, 4, 6))))
         denies = tuple(self.deny(f"d{number}") for number in range(self.random.choice((0, 0, 1, 2, 3))))
-        return Rules(grants, denies, self.networks(), ())
+        return Rules(grants, denies, self.networks(), (), PEOPLE, GROUPS)
 
     def networks(self) -> dict[str, tuple[Network, ...]]:
         return {name: self.some(RANGES) for name in NAMES}
@@ -69,7 +72,23 @@ class PolicyMaker:
             algorithms=self.some(ALGORITHMS) if signs else (),
             trails=self.patterns() if "read-audit" in operations else (),
             networks=self.maybe(NAMES, 0.3),
+            **self.demands(signs=signs),
         )
+
+    def demands(self, *, signs: bool) -> dict[str, Any]:
+        """Now and then what a grant demands, out of few, so that demands of different grants keep each other."""
+        demands: dict[str, Any] = {}
+        if self.random.random() < 0.2:
+            demands["not_after"] = self.random.choice(("2027-01-01T00:00:00Z", "2028-01-01T00:00:00Z"))
+        if signs and self.random.random() < 0.3:
+            demands["limits"] = (LimitRule(max=self.random.choice((10, 100)), window="1m", per="workload"),)
+        if signs and self.random.random() < 0.2:
+            demands["hours"] = (Hours(days=self.random.choice(("mon", "mon-fri")), opens="08:00", closes="18:00", zone="UTC"),)
+        if signs and self.random.random() < 0.2:
+            demands["quorum"] = Quorum(approvals=self.random.randint(1, 2), of=self.some(tuple(GROUPS)), expires="1h")
+        if demands and self.random.random() < 0.3:
+            demands["observe_only"] = True
+        return demands
 
     def deny(self, name: str) -> Deny:
         return Deny(
@@ -84,9 +103,9 @@ class PolicyMaker:
 
     def changed(self, rules: Rules) -> Rules:
         """Other rules that have much in common with these."""
-        grants, denies, networks = list(rules.grants), list(rules.denies), rules.networks
+        grants, denies, networks, groups = list(rules.grants), list(rules.denies), rules.networks, rules.groups
         for _ in range(self.random.randint(1, 3)):
-            match self.random.randrange(6):
+            match self.random.randrange(8):
                 case 0 if grants:
                     grants.pop(self.random.randrange(len(grants)))
                 case 1:
@@ -96,13 +115,19 @@ class PolicyMaker:
                     other = self.grant(grants[place].id)
                     name = self.random.choice(("workloads", "networks"))
                     grants[place] = msgspec.structs.replace(grants[place], **{name: getattr(other, name)})
+                case 6 if grants:
+                    place = self.random.randrange(len(grants))
+                    signs = not {"sign", "sign-digest"}.isdisjoint(grants[place].operations)
+                    grants[place] = msgspec.structs.replace(grants[place], **(NO_DEMANDS | self.demands(signs=signs)))
+                case 7:
+                    groups = {"managers": ("alice", "bob", "carol"), "legal": ("carol",)}
                 case 3 if denies:
                     denies.pop(self.random.randrange(len(denies)))
                 case 4:
                     denies.append(self.deny(f"n{len(denies)}-{self.random.randrange(10**6)}"))
                 case _:
                     networks = self.networks()
-        return Rules(tuple(grants), tuple(denies), networks, ())
+        return Rules(tuple(grants), tuple(denies), networks, (), PEOPLE, groups)
 
     def identity(self) -> SpiffeId:
         path = "/".join(self.random.choice((*SEGMENTS, "z")) for _ in range(self.random.choice((1, 1, 2, 2, 3, 4))))
@@ -121,6 +146,29 @@ class PolicyMaker:
             target = TargetInput("key", self.random.choice((*KEYS, "other")))
         algorithm = self.random.choice(ALGORITHMS).value if operation.startswith("sign") else ""
         return PolicyInput(CallerInput(caller.text, caller.trust_domain, caller.path, ()), operation, target, algorithm=algorithm)
+
+    def near(self, *policies: Rules) -> PolicyInput:
+        """A request that some grant of some policies covers, as far as denies and networks let it."""
+        grants = [grant for rules in policies for grant in rules.grants]
+        if not grants or self.random.random() < 0.3:
+            return self.request()
+        grant = self.random.choice(grants)
+        caller = self.within(self.random.choice(grant.workloads))
+        operation = self.random.choice(grant.operations)
+        if operation == "read-audit":
+            target = TargetInput("trail", "", self.within(self.random.choice(grant.trails)).text)
+        else:
+            target = TargetInput("key", self.random.choice(grant.keys).replace("*", "other"))
+        algorithm = self.random.choice(grant.algorithms).value if operation.startswith("sign") else ""
+        return PolicyInput(CallerInput(caller.text, caller.trust_domain, caller.path, ()), operation, target, algorithm=algorithm)
+
+    def within(self, pattern: str) -> SpiffeId:
+        """An identity in a pattern."""
+        if pattern == "**":
+            return self.identity()
+        ends = "/".join(self.random.choice(SEGMENTS) for _ in range(self.random.randint(1, 2)))
+        text = f"{pattern.removesuffix('**')}{ends}" if pattern.endswith("**") else pattern
+        return SpiffeId.parse("/".join(self.random.choice(SEGMENTS) if segment == "*" else segment for segment in text.split("/")))
 
 
 def seen_from(request: PolicyInput, rules: Rules, address: str) -> bytes:

@@ -123,6 +123,7 @@ def _show(simulation: Simulation) -> None:
             ("grants", ", ".join(decision.grants)),
             ("reasons", ", ".join(decision.reasons)),
             ("networks", ", ".join(request.caller.networks)),
+            *(("needs", each) for each in simulation.needs),
             ("policy", decision.policy),
         ]
     )
@@ -152,6 +153,7 @@ def _as_json(simulation: Simulation) -> dict[str, Any]:
         "grants": decision.grants,
         "reasons": decision.reasons,
         "obligations": decision.obligations,
+        "needs": simulation.needs,
         "policy": decision.policy,
         "is_explained": simulation.is_explained,
         "input": simulation.request,

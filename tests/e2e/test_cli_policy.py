@@ -101,3 +101,16 @@ def test_simulate_without_a_whole_request_is_wrong_usage(tmp_path: Path) -> None
         ("--input", tmp_path / "no"),
     ):
         assert run("simulate", grants, *words).returncode == 2, words
+
+
+def test_diff_says_who_gains_and_who_loses(tmp_path: Path) -> None:
+    old = write(tmp_path / "old", GOOD)
+    new = write(tmp_path / "new", GOOD.replace("payments/*", "payments/api").replace("ES256", "ES384"))
+    done = run("diff", old, new)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[0] == (
+        "+ spiffe://example.org/payments/api may now sign with orders (ES384): the grant payments has changed"
+    )
+    assert {line["change"] for line in json.loads(run("diff", old, new, "--json").stdout)["lines"]} == {"gained", "lost"}
+    same = run("diff", old, old)
+    assert (same.returncode, same.stdout, same.stderr) == (0, "", "no difference: every request gets the same answer\n")

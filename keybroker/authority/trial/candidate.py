@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,10 @@ class Inventory:
 class Places:
     """Where each rule of a directory is written."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, documents: Iterable[YamlDocument]) -> None:
         self._rules: dict[str, tuple[YamlDocument, tuple[Step, ...]]] = {}
         self._others: dict[tuple[str, str], tuple[YamlDocument, tuple[Step, ...]]] = {}
-        for document in _documents(directory):
+        for document in documents:
             for part in document.value:
                 self._take(document, part)
 
@@ -101,7 +101,8 @@ def load(directory: Path, policy: Path | None = None) -> Candidate:
     Raises:
         ConfigError: it cannot be used; a line for each fault.
     """
-    rules = loader.load(directory, named_keys(directory))
+    documents = tuple(_documents(directory))
+    rules = loader.load(directory, _named_keys(documents))
     path = policy or BUILT_IN
     try:
         module = _compiled(path.read_bytes(), str(path))
@@ -112,7 +113,7 @@ def load(directory: Path, policy: Path | None = None) -> Candidate:
         engine = EmbeddedEngine(module, data, digest)
     except WasmTrapError as err:
         raise ConfigError(f"{directory}: the rules are too large for the policy engine ({err}); split them between brokers") from err
-    return Candidate(rules, engine, Places(directory))
+    return Candidate(rules, engine, Places(documents))
 
 
 @functools.lru_cache(maxsize=4)
@@ -121,9 +122,9 @@ def _compiled(data: bytes, source: str) -> WasmModule:
     return WasmModule(data, source)
 
 
-def named_keys(directory: Path) -> frozenset[str]:
+def _named_keys(documents: Iterable[YamlDocument]) -> frozenset[str]:
     """Every key that a rule names. Whether there are such keys is judged apart from the loading."""
-    rules = [rule for document in _documents(directory) for part in _PARTS for rule in _list(document.value.get(part))]
+    rules = [rule for document in documents for part in _PARTS for rule in _list(document.value.get(part))]
     return frozenset(str(key) for rule in rules if isinstance(rule, dict) for key in _list(rule.get("keys")))
 
 

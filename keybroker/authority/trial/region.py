@@ -243,3 +243,13 @@ class BoxIndex:
                 shelf = self._boxes.get((box.operation, kind, name), {})
                 for place in dict.fromkeys(places):
                     yield from shelf.get(place, ())
+
+    def meeting(self, box: Box) -> list[Box]:
+        """Every box that has something in common with this one."""
+        if box.target.kind == "key" and box.target.name == _ANY_KEY:
+            shelves = [each for (operation, kind, _), each in self._boxes.items() if (operation, kind) == (box.operation, "key")]
+        else:
+            kinds = {"trail", "own-trail"} if box.target.kind in {"trail", "own-trail"} else {box.target.kind}
+            names = {box.target.name, _ANY_KEY} if box.target.kind == "key" else {""}
+            shelves = [self._boxes.get((box.operation, kind, name), {}) for kind in kinds for name in names]
+        return [each for shelf in shelves for boxes in shelf.values() for each in boxes if intersection(box, each)]

@@ -12,6 +12,7 @@ from keybroker.authority.policy.grants import OWN_TRAIL, Deny, Grant
 from keybroker.authority.policy.pattern import Pattern
 from keybroker.authority.trial.asking import bytes_of
 from keybroker.authority.trial.candidate import Candidate
+from keybroker.authority.trial.demands import demands_of_all
 from keybroker.authority.trial.region import SIGNING, all_rules
 from keybroker.authority.trial.shapes import Word, fits
 from keybroker.authority.trial.words import listed
@@ -68,6 +69,11 @@ class Simulation:
     decision: Decision
     readings: tuple[Reading, ...]
     is_explained: bool
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the decision demands beyond a yes, in words."""
+        return tuple(sorted(each.text for each in demands_of_all(self.decision.obligations)))
 
 
 def simulate(candidate: Candidate, request: PolicyInput) -> Simulation:
