@@ -15,7 +15,12 @@ import msgspec
 from cryptography import x509
 
 from keybroker.audit.chain import ChainChecker
+from keybroker.audit.checkpoint import Checkpoint, SignedCheckpoint
 from keybroker.audit.leaf import canonical
+from keybroker.audit.merkle import ProofError
+from keybroker.audit.note import Note, NoteError, VerifierKey
+from keybroker.audit.proof import TlogProof
+from keybroker.audit.tiles import Tile, TileError, bundle, entries_in
 from keybroker.authority.policy import loader
 from keybroker.authority.policy.compiler import compile_rules
 from keybroker.client.results import Record
@@ -203,6 +208,55 @@ def _bundle() -> Try:
     return attempt
 
 
+def _note() -> Try:
+    """Only NoteError; what is read is written back as it was; nothing that was changed is taken for signed."""
+
+    def attempt(data: bytes) -> None:
+        with contextlib.suppress(NoteError):
+            note = Note.parse(data)
+            assert bytes(note) == data
+            with contextlib.suppress(NoteError):
+                assert Checkpoint.parse(note.text).text() == note.text
+            with contextlib.suppress(NoteError):
+                opened = SignedCheckpoint.open(data, _LOG_KEY)
+                assert opened.checkpoint.text() in _SIGNED_TEXTS
+        with contextlib.suppress(NoteError):
+            text = data.decode(errors="replace")
+            assert str(VerifierKey.parse(text)) == text
+
+    return attempt
+
+
+def _tlog_proof() -> Try:
+    """Only NoteError or ProofError; what is read is written back as it was."""
+
+    def attempt(data: bytes) -> None:
+        with contextlib.suppress(NoteError, ProofError):
+            proof = TlogProof.parse(data)
+            assert bytes(proof) == data or data.split(b"\n")[1] == b"extra "
+            proof.verify(bytes(32), _LOG_KEY)
+            raise AssertionError("a record that is not there")
+
+    return attempt
+
+
+def _tile() -> Try:
+    """Only TileError; a path or a bundle that is read is written back as it was."""
+
+    def attempt(data: bytes) -> None:
+        with contextlib.suppress(TileError):
+            text = data.decode(errors="replace")
+            assert Tile.parse(text).path == text
+        with contextlib.suppress(TileError):
+            assert bundle(entries_in(data)) == data
+
+    return attempt
+
+
+_TLOG = json.loads((Path(__file__).parents[1] / "vectors" / "tlog.json").read_text())
+_LOG_KEY = VerifierKey.parse(_TLOG["TlogKey"])
+_SIGNED_TEXTS = {each["Note"].partition("\n\n")[0] + "\n" for each in _TLOG["Notes"]}
+
 _ROOT = Authority()
 _LEAF = _ROOT.issue()
 _BELOW = _ROOT.intermediate().issue()
@@ -284,5 +338,8 @@ TARGETS: dict[str, Target] = {
             b"pkcs11:token=t?pin-value=1234&module-path=m",
         ),
     ),
+    "note": Target(_note, (_TLOG["Notes"][1]["Note"].encode(), _TLOG["Cosigned"]["Note"].encode(), _TLOG["TlogKey"].encode())),
+    "tlog-proof": Target(_tlog_proof, (_TLOG["TlogProof"].encode(),)),
+    "tile": Target(_tile, (b"0/x001/x234/067.p/8", b"entries/000", bundle([b"one", b"two"]))),
     "bundle": Target(_bundle, (_ROOT.pem, json.dumps(_BUNDLE).encode())),
 }
