@@ -91,6 +91,24 @@ class TokenLink(Section, frozen=True, kw_only=True):
     deadline_ms: int = 6_000
 
 
+class CheckpointsConfig(Section, frozen=True, kw_only=True):
+    """When the log is signed, and by which key.
+
+    Attributes:
+        token: the name of the token in `authority.tokens` that holds the log's key.
+        key: file with the log's verifier key, one line. No other key's checkpoints are believed.
+        records: after at most so many records.
+        seconds: after at most so long, where there are new records.
+        anchor: file that keeps the last checkpoint outside of the state directory, so that an older copy of the state is noticed.
+    """
+
+    token: str
+    key: Path
+    records: int = 10_000
+    seconds: int = 5
+    anchor: Path | None = None
+
+
 class AuthorityConfig(Section, frozen=True, kw_only=True):
     """The room that decides and records.
 
@@ -105,6 +123,7 @@ class AuthorityConfig(Section, frozen=True, kw_only=True):
         policy: another compiled policy than the one that is built in.
         tokens: by name.
         keys: by name.
+        checkpoints: how the log is signed; without it, it is not.
         allow_nonconforming_svids: rules of X.509-SVID sections 4.3 and 4.4 that issuers break and this broker lets pass.
     """
 
@@ -118,7 +137,22 @@ class AuthorityConfig(Section, frozen=True, kw_only=True):
     policy: Path | None = None
     tokens: dict[str, TokenLink]
     keys: dict[str, KeyConfig]
+    checkpoints: CheckpointsConfig | None = None
     allow_nonconforming_svids: tuple[str, ...] = ()
+
+
+class LogKeyConfig(Section, frozen=True, kw_only=True):
+    """The key that signs the checkpoints of one log and does nothing else: Ed25519, in the token.
+
+    Attributes:
+        origin: of the log, as in `authority.log`. The workers sign for no other.
+        object: CKA_LABEL of the private key.
+        id: CKA_ID of the private key, hex. At least one of the two is given.
+    """
+
+    origin: str
+    object: str = ""
+    id: str = ""
 
 
 class TokenConfig(Section, frozen=True, kw_only=True):
@@ -129,12 +163,14 @@ class TokenConfig(Section, frozen=True, kw_only=True):
         sockets: one worker process, with one session, per socket.
         deadline_ms: a worker whose call takes longer is killed.
         module_environment: variables that the module reads its own configuration from; values are paths.
+        log: the key of the transparency log, if it is in this token.
     """
 
     uri: Pkcs11Uri
     sockets: tuple[Path, ...]
     deadline_ms: int = 5_000
     module_environment: dict[str, Path] = {}
+    log: LogKeyConfig | None = None
 
 
 class HsmConfig(Section, frozen=True, kw_only=True):
@@ -225,6 +261,8 @@ def _check(document: YamlDocument, config: Config) -> None:
         place = ("hsm", "tokens", name)
         _check_token(document, place, token.sockets)
         _require(document, (*place, "deadline_ms"), "between 10 and 9000", holds=10 <= token.deadline_ms <= 9_000)
+        if token.log:
+            _check_log_key(document, (*place, "log"), token.log)
 
 
 def _check_telemetry(document: YamlDocument, telemetry: TelemetryConfig) -> None:
@@ -248,6 +286,8 @@ def _check_authority(document: YamlDocument, authority: AuthorityConfig) -> None
     top: Place = ("authority",)
     _require(document, (*top, "bundles"), "name at least one trust domain", holds=bool(authority.bundles))
     _require(document, (*top, "log"), "a name such as example.org/broker-1", holds=bool(_LOG_ORIGIN.fullmatch(authority.log)))
+    if authority.checkpoints:
+        _check_checkpoints(document, (*top, "checkpoints"), authority, authority.checkpoints)
     for name, link in authority.tokens.items():
         _check_token(document, (*top, "tokens", name), link.sockets)
         _require(document, (*top, "tokens", name, "deadline_ms"), "between 10 and 10000", holds=10 <= link.deadline_ms <= 10_000)
@@ -263,6 +303,20 @@ def _check_authority(document: YamlDocument, authority: AuthorityConfig) -> None
             is_named = bool(version.object or version.id)
             _require(document, spot, "give `object` (CKA_LABEL), `id` (CKA_ID, hex) or both", holds=is_named)
             _require(document, (*spot, "id"), "must be hex", holds=bool(_HEX.fullmatch(version.id)))
+
+
+def _check_checkpoints(document: YamlDocument, place: Place, authority: AuthorityConfig, checkpoints: CheckpointsConfig) -> None:
+    _require(document, (*place, "token"), "no such token under authority.tokens", holds=checkpoints.token in authority.tokens)
+    _require(document, (*place, "records"), "between 1 and 1000000", holds=1 <= checkpoints.records <= 1_000_000)
+    _require(document, (*place, "seconds"), "between 1 and 3600", holds=1 <= checkpoints.seconds <= 3_600)
+    is_outside = checkpoints.anchor is None or authority.state not in checkpoints.anchor.parents
+    _require(document, (*place, "anchor"), "outside of authority.state, or it is restored together with it", holds=is_outside)
+
+
+def _check_log_key(document: YamlDocument, place: Place, log: LogKeyConfig) -> None:
+    _require(document, (*place, "origin"), "a name such as example.org/broker-1", holds=bool(_LOG_ORIGIN.fullmatch(log.origin)))
+    _require(document, place, "give `object` (CKA_LABEL), `id` (CKA_ID, hex) or both", holds=bool(log.object or log.id))
+    _require(document, (*place, "id"), "must be hex", holds=bool(_HEX.fullmatch(log.id)))
 
 
 def _check_token(document: YamlDocument, place: Place, sockets: tuple[Path, ...]) -> None:

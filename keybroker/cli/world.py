@@ -19,7 +19,7 @@ from keybroker.cli import world_text
 from keybroker.cli.arguments import UsageError
 from keybroker.cli.development_ca import DevelopmentCa
 from keybroker.errors import KeyBrokerError
-from keybroker.hsm.softhsm import make_token
+from keybroker.hsm.softhsm import LOG_LABEL, make_token
 from keybroker.model.identity import SpiffeId, SpiffeIdError
 from keybroker.model.key import KEY_NAME, Algorithm
 
@@ -83,7 +83,7 @@ class WorldPlan:
         chosen = dict(_KEYS)
         for text in keys:
             name, algorithm = _key(text)
-            if name in chosen:
+            if name in chosen or name == LOG_LABEL:
                 raise PlanError(f"--key {text}: there is a key {name} already; give it another name")
             chosen[name] = algorithm
         return cls(identities, chosen)
@@ -130,7 +130,7 @@ def make(directory: Path, plan: WorldPlan) -> World:
 
 
 def _fill(directory: Path, plan: WorldPlan) -> World:
-    for name in ("svids", "grants", "state", "run"):
+    for name in ("svids", "grants", "state", "run", "anchor"):
         (directory / name).mkdir(mode=0o700)
     now = datetime.datetime.now(datetime.UTC)
     ca = DevelopmentCa.make(TRUST_DOMAIN, now)
@@ -141,7 +141,7 @@ def _fill(directory: Path, plan: WorldPlan) -> World:
         _write(directory / "svids" / f"{name}.pem", ca.svid(identity, name, now, is_on_loopback=name == _BROKER), is_private=True)
     _write(directory / "grants" / "development.yaml", world_text.grants(TRUST_DOMAIN))
     _write(directory / "grants" / "release.yaml.off", world_text.release_grant(TRUST_DOMAIN))
-    token = make_token(directory, plan.keys)
+    token = make_token(directory, plan.keys, log=world_text.log_origin(TRUST_DOMAIN))
     service, operations = _free_ports(2)
     text = world_text.configuration(TRUST_DOMAIN, token.uri, (service, operations), _WORKERS, _OWNERS, list(plan.keys))
     _write(directory / "keybroker.yaml", text)

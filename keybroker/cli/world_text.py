@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
+from keybroker.hsm.softhsm import LOG_LABEL
+
 _GRANTS = """\
 # Who may use which key, for what. keybroker reads this directory again when a file in it (*.yaml) changes.
 # Nothing said means no: identities that are not named here, such as ci-release, may do nothing.
@@ -53,7 +55,8 @@ frontend:
 authority:
   socket: run/authority.sock
   state: state
-  log: {domain}/broker-1
+  log: {origin}
+  checkpoints: {{token: development, key: log.vkey, anchor: anchor/checkpoint}}
   bundles: {{{domain}: bundle.pem}}
   grants: grants
   tokens:
@@ -66,9 +69,15 @@ hsm:
       uri: {uri}
       sockets: [{sockets}]
       module_environment: {{SOFTHSM2_CONF: softhsm2.conf}}
+      log: {{origin: {origin}, object: {log_label}}}
 """
 
 _KEY = "    {name}: {{token: development, versions: [{{version: 1, object: {name}}}]{labels}}}\n"
+
+
+def log_origin(domain: str) -> str:
+    """The name of the broker's log."""
+    return f"{domain}/broker-1"
 
 
 def grants(domain: str) -> str:
@@ -94,6 +103,8 @@ def configuration(domain: str, uri: str, ports: tuple[int, int], workers: int, o
     """
     return _CONFIG.format(
         domain=domain,
+        origin=log_origin(domain),
+        log_label=LOG_LABEL,
         uri=json.dumps(uri),
         service=ports[0],
         operations=ports[1],

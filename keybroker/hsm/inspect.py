@@ -62,6 +62,13 @@ def _of_token(name: str, token: TokenConfig, keys: dict[str, KeyConfig]) -> list
                 continue
             if isinstance(product, KeyRefused):
                 found.append(f"key {product.ref}: {product.rule}: {product.cure}")
+    if token.log:
+        try:
+            log_key = session.open_log_key(token.log.object, bytes.fromhex(token.log.id))
+        except CallError as err:
+            found.append(f"the log's key: the token could not look for it: {ckr_name(err)}")
+        else:
+            found += [f"the log's key: {log_key.rule}: {log_key.cure}"] if isinstance(log_key, KeyRefused) else []
     with contextlib.suppress(CallError):
         session.close()
     return found

@@ -28,6 +28,20 @@ REFUSED = b"refused "
 _CLOCK = struct.Struct("Q")
 
 
+class LogOrder(msgspec.Struct, frozen=True):
+    """The log whose checkpoints a worker signs.
+
+    Attributes:
+        origin: of the log.
+        object: CKA_LABEL of its key; empty to ignore.
+        id: CKA_ID of its key, in hex; empty to ignore.
+    """
+
+    origin: str
+    object: str
+    id: str
+
+
 class WorkerOrder(msgspec.Struct, frozen=True):
     """What a worker is started with, as JSON on standard input. No secret: the PIN is in the file that the URI names.
 
@@ -40,6 +54,7 @@ class WorkerOrder(msgspec.Struct, frozen=True):
         deadline_ms: a call that takes longer ends with this worker's death.
         is_careful: the attempt before this one failed.
         needs_operator: why nobody may log in now; then the worker touches no token, and only tells the authority so. Empty to work.
+        log: the log that is signed for with a key of this token, if there is one.
     """
 
     parent: int
@@ -51,6 +66,7 @@ class WorkerOrder(msgspec.Struct, frozen=True):
     deadline_ms: int
     is_careful: bool = False
     needs_operator: str = ""
+    log: LogOrder | None = None
 
     @classmethod
     def from_bytes(cls, data: bytes) -> WorkerOrder:

@@ -87,6 +87,8 @@ class Pkcs11Token:
         self._token = token
         self._session = session
         self._keys: dict[str, Any] = {}
+        self._log_key: Any = None
+        self._log_spki = b""
 
     @classmethod
     def log_in(cls, uri: Pkcs11Uri, *, can_write: bool = False, is_careful: bool = False) -> Pkcs11Token:
@@ -136,6 +138,39 @@ class Pkcs11Token:
             pkcs11.PKCS11Error: the token did not let us look; nothing is known of the key.
         """
         self._keys.pop(wanted.ref, None)
+        found = self._find_key(wanted)
+        if isinstance(found, KeyRefused):
+            return found
+        key, opened = found
+        if opened.spki == self._log_spki:
+            return KeyRefused(wanted.ref, "key-is-the-log-key", "it signs checkpoints and nothing else; name another key")
+        self._keys[wanted.ref] = key
+        return opened
+
+    def open_log_key(self, label: str, object_id: bytes) -> KeyOpened | KeyRefused:
+        """Find the log's key, judge it, and keep it apart: from now on no `open_key` gives it out. Its `ref` is `log`.
+
+        Raises:
+            pkcs11.PKCS11Error: the token did not let us look; nothing is known of the key.
+        """
+        found = self._find_key(OpenKey("log", label, object_id))
+        if isinstance(found, KeyRefused):
+            return found
+        key, opened = found
+        if opened.family != KeyFamily.ED25519.value:
+            return KeyRefused("log", "log-key-not-ed25519", "make an Ed25519 key for the log, and use it for nothing else")
+        self._log_key, self._log_spki = key, opened.spki
+        return opened
+
+    def sign_log(self, text: bytes) -> bytes:
+        """An Ed25519 signature of the log's key, which was opened before.
+
+        Raises:
+            pkcs11.PKCS11Error: see `failure_of`.
+        """
+        return bytes(self._log_key.sign(text, mechanism=Mechanism.EDDSA))
+
+    def _find_key(self, wanted: OpenKey) -> tuple[Any, KeyOpened] | KeyRefused:
         template: dict[Attribute, Any] = {Attribute.CLASS: ObjectClass.PRIVATE_KEY}
         if wanted.label:
             template[Attribute.LABEL] = wanted.label
@@ -151,9 +186,7 @@ class Pkcs11Token:
         if refusal is not None:
             return refusal
         opened = _opened(wanted.ref, key, self._public_half(key))
-        if isinstance(opened, KeyOpened):
-            self._keys[wanted.ref] = key
-        return opened
+        return (key, opened) if isinstance(opened, KeyOpened) else opened
 
     def sign(self, ref: str, algorithm: Algorithm, data: bytes) -> bytes:
         """Sign a digest, or for Ed25519 a message. ECDSA signatures are r and s side by side.

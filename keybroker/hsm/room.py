@@ -26,7 +26,7 @@ from types import FrameType
 
 from keybroker.config import Config, HsmConfig, TokenConfig
 from keybroker.errors import ConfigError
-from keybroker.hsm.order import ENDINGS, EXIT_PIN_REFUSED, EXIT_TOKEN, READY, REFUSED, BusyClock, WorkerOrder
+from keybroker.hsm.order import ENDINGS, EXIT_PIN_REFUSED, EXIT_TOKEN, READY, REFUSED, BusyClock, LogOrder, WorkerOrder
 from keybroker.hsm.pin import Pin
 from keybroker.process import EXIT_CONFIG, harden, uid_of
 from keybroker.telemetry import configure, logger
@@ -195,6 +195,7 @@ class Room:
             deadline_ms=token.deadline_ms,
             is_careful=seat.token in self._failed_logins,
             needs_operator=self._needs_operator.get(seat.token, ""),
+            log=LogOrder(token.log.origin, token.log.object, token.log.id) if token.log else None,
         )
         seat.tells, seat.refusal = order.needs_operator, ""
         command = [sys.executable, "-m", "keybroker.hsm.worker"]

@@ -17,10 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keybroker.errors import ConfigError, KeyBrokerError
+from keybroker.hsm.log_signer import log_verifier_key
 from keybroker.model.key import Algorithm
 from keybroker.model.pkcs11_uri import Pkcs11Uri
+from keybroker.model.task import KeyRefused
 
 TOKEN_LABEL = "keybroker-dev"  # noqa: S105  a label, not a secret
+LOG_LABEL = "audit-log"
+LOG_KEY_FILE = "log.vkey"
 _MODULES = (
     "/usr/lib/softhsm/libsofthsm2.so",
     "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
@@ -45,8 +49,14 @@ class SoftHsmToken:
     pin_file: Path
 
 
-def make_token(directory: Path, keys: Mapping[str, Algorithm], label: str = TOKEN_LABEL) -> SoftHsmToken:
+def make_token(directory: Path, keys: Mapping[str, Algorithm], label: str = TOKEN_LABEL, log: str = "") -> SoftHsmToken:
     """Make `directory/token`, `directory/softhsm2.conf` and `directory/pin`, and a key pair for each name.
+
+    Args:
+        directory: exists.
+        keys: by name.
+        label: of the token.
+        log: the origin of a log; if given, the token gets a key that signs for it, and `directory/log.vkey` its public half.
 
     Raises:
         ConfigError: SoftHSM is not installed, or it failed.
@@ -67,6 +77,7 @@ def make_token(directory: Path, keys: Mapping[str, Algorithm], label: str = TOKE
     _run(command, environment, "")
     child = [sys.executable, "-m", "keybroker.hsm.softhsm", "--fill", str(directory.resolve()), "--label", label]
     child += [word for name, algorithm in keys.items() for word in ("--key", f"{name}:{algorithm.value}")]
+    child += ["--log", log] if log else []
     _run(child, environment, first_pin)
     return SoftHsmToken(f"pkcs11:token={label}?module-path={module}&pin-source=file:pin", configuration, pin_file)
 
@@ -83,7 +94,7 @@ def module_path() -> Path:
     raise ConfigError(f"libsofthsm2.so is in none of the usual places; {_CURE}")
 
 
-def fill(directory: Path, label: str, keys: Mapping[str, Algorithm], first_pin: str) -> None:
+def fill(directory: Path, label: str, keys: Mapping[str, Algorithm], first_pin: str, log: str = "") -> None:
     """In the child process: change the PIN, make the keys. Loads the module."""
     from keybroker.hsm.pkcs11_token import Pkcs11Token  # noqa: PLC0415  only the child loads it
 
@@ -97,6 +108,13 @@ def fill(directory: Path, label: str, keys: Mapping[str, Algorithm], first_pin: 
     token.set_pin(first_pin, new_pin)
     for name, algorithm in keys.items():
         token.generate(algorithm, name, secrets.token_bytes(16))
+    if log:
+        object_id = secrets.token_bytes(16)
+        token.generate(Algorithm.ED25519, LOG_LABEL, object_id)
+        opened = token.open_log_key(LOG_LABEL, object_id)
+        if isinstance(opened, KeyRefused):
+            raise ConfigError(f"the key of the log: {opened.rule}: {opened.cure}")
+        (directory / LOG_KEY_FILE).write_text(f"{log_verifier_key(log, opened)}\n")
     token.close()
 
 
@@ -106,15 +124,16 @@ def main() -> int:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--label", default=TOKEN_LABEL)
     parser.add_argument("--key", action="append", default=[], metavar="NAME:ALGORITHM", help="for example orders:ES256; repeatable")
+    parser.add_argument("--log", default="", metavar="ORIGIN", help="make a key that signs for this log as well")
     parser.add_argument("--fill", action="store_true", help=argparse.SUPPRESS)
     words = parser.parse_args()
     try:
         keys = {name: Algorithm(algorithm) for name, _, algorithm in (text.rpartition(":") for text in words.key)}
         if words.fill:
-            fill(words.directory, words.label, keys, sys.stdin.read())
+            fill(words.directory, words.label, keys, sys.stdin.read(), words.log)
         else:
             words.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            made = make_token(words.directory, keys, words.label)
+            made = make_token(words.directory, keys, words.label, words.log)
             sys.stdout.write(f"export SOFTHSM2_CONF={made.configuration}\n{made.uri}\n")
     except (KeyBrokerError, ValueError, OSError) as err:
         sys.stderr.write(f"{err}\n")

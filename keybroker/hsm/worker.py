@@ -18,17 +18,33 @@ from types import FrameType
 import msgspec
 
 from keybroker.errors import ConfigError, TokenError, WireError
-from keybroker.hsm.order import EXIT_LOGIN, EXIT_PIN_REFUSED, EXIT_SESSION_LOST, EXIT_TOKEN, READY, REFUSED, BusyClock, WorkerOrder
+from keybroker.hsm.log_signer import LogSigner, log_verifier_key
+from keybroker.hsm.order import (
+    EXIT_LOGIN,
+    EXIT_PIN_REFUSED,
+    EXIT_SESSION_LOST,
+    EXIT_TOKEN,
+    READY,
+    REFUSED,
+    BusyClock,
+    LogOrder,
+    WorkerOrder,
+)
 from keybroker.hsm.pkcs11_token import CallError, LoginFailedError, PinRefusedError, Pkcs11Token, failure_of
 from keybroker.hsm.return_codes import REQUEST_REFUSED
 from keybroker.model.task import (
     MAX_TASK_BYTES,
     AnyProduct,
+    CheckpointRefused,
+    CheckpointSigned,
+    KeyRefused,
     NeedsOperator,
     OpenKey,
+    OpenLog,
     Probe,
     RawSignature,
     Result,
+    SignCheckpoint,
     SignTask,
     Task,
     TaskFailed,
@@ -45,6 +61,9 @@ MAX_FAILURES = 3
 _WALLS = Sandbox(reads=(Path("/"),), writes=(Path("/"),), connects=None)
 
 
+_NO_LOG = KeyRefused("log", "log-not-here", "name the log's key under `hsm.tokens.NAME.log`")
+
+
 class Worker:
     """Does tasks in order, one connection at a time.
 
@@ -52,12 +71,14 @@ class Worker:
         token: logged in; None where nobody may log in.
         busy: the shared page.
         order: what the room said.
+        log: signs checkpoints; or why it does not.
     """
 
-    def __init__(self, token: Pkcs11Token | None, busy: BusyClock, order: WorkerOrder) -> None:
+    def __init__(self, token: Pkcs11Token | None, busy: BusyClock, order: WorkerOrder, log: LogSigner | KeyRefused = _NO_LOG) -> None:
         self._token = token
         self._busy = busy
         self._order = order
+        self._log = log
         self._failures = 0
         self._is_stopping = False
         self._is_session_lost = False
@@ -98,7 +119,7 @@ class Worker:
         except (EOFError, ConnectionError, WireError):
             return  # the authority has gone, or is not one: the next connection starts afresh
 
-    def _do(self, task: Task) -> AnyProduct:
+    def _do(self, task: Task) -> AnyProduct:  # noqa: PLR0911  one line for each task
         if self._token is None:
             return NeedsOperator(self._order.needs_operator)
         self._busy.begin()
@@ -108,6 +129,10 @@ class Worker:
                     return self._sign(self._token, task.work)
                 case OpenKey():
                     return self._token.open_key(task.work)
+                case OpenLog():
+                    return self._log.opened() if isinstance(self._log, LogSigner) else self._log
+                case SignCheckpoint():
+                    return self._sign_checkpoint(task.work)
                 case Probe():
                     return msgspec.structs.replace(self._token.probe(), deadline_ms=self._order.deadline_ms)
         except CallError as err:
@@ -116,6 +141,9 @@ class Worker:
             return TaskFailed(failed.ckr, may_have_signed=False, is_session_lost=failed.is_session_lost)
         finally:
             self._busy.end()
+
+    def _sign_checkpoint(self, task: SignCheckpoint) -> CheckpointSigned | CheckpointRefused | KeyRefused:
+        return self._log.sign(task) if isinstance(self._log, LogSigner) else self._log
 
     def _sign(self, token: Pkcs11Token, task: SignTask) -> RawSignature | TaskFailed:
         started = time.perf_counter_ns()
@@ -130,6 +158,13 @@ class Worker:
             return TaskFailed(failed.ckr, may_have_signed=failed.may_have_signed, is_session_lost=self._is_session_lost)
         self._failures = 0
         return RawSignature(signature, time.perf_counter_ns() - started)
+
+
+def _log_signer(token: Pkcs11Token, log: LogOrder) -> LogSigner | KeyRefused:
+    found = token.open_log_key(log.object, bytes.fromhex(log.id))
+    if isinstance(found, KeyRefused):
+        return found
+    return LogSigner(log_verifier_key(log.origin, found), token.sign_log)
 
 
 def main() -> int:
@@ -153,8 +188,13 @@ def main() -> int:
     except (ConfigError, TokenError) as err:
         sys.stderr.write(f"hsm: {err}\n")
         return EXIT_LOGIN if isinstance(err, LoginFailedError) else EXIT_TOKEN
+    try:
+        log = _log_signer(token, order.log) if token and order.log else _NO_LOG
+    except CallError as err:
+        sys.stderr.write(f"hsm: the key of the log cannot be looked for: {failure_of(err).ckr}\n")
+        return EXIT_TOKEN
     busy.end()
-    worker = Worker(token, busy, order)
+    worker = Worker(token, busy, order, log)
     signal.signal(signal.SIGTERM, worker.stop)
     for number in (signal.SIGINT, signal.SIGHUP):  # for the room, where they come to the whole group
         signal.signal(number, signal.SIG_IGN)

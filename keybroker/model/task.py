@@ -44,7 +44,27 @@ class Probe(Work, frozen=True):
     """Is the session alive? Costs one cheap call into the token."""
 
 
-AnyWork = OpenKey | SignTask | Probe
+class OpenLog(Work, frozen=True):
+    """Which log is signed for here, with which key, and what was signed last."""
+
+
+class SignCheckpoint(Work, frozen=True):
+    """Sign a checkpoint of the one log that this worker is configured for. The worker writes the note itself.
+
+    Attributes:
+        size: leaves of the log.
+        root: its root.
+        previous: the last signed checkpoint that the authority knows of, a signed note; empty if none.
+        proof: that the log begins with what `previous` says (RFC 6962 section 2.1.2).
+    """
+
+    size: int
+    root: bytes
+    previous: bytes = b""
+    proof: tuple[bytes, ...] = ()
+
+
+AnyWork = OpenKey | SignTask | Probe | OpenLog | SignCheckpoint
 
 
 class Task(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -71,7 +91,8 @@ class KeyRefused(Product, frozen=True):
     """The key must not be used.
 
     `rule` is `key-missing`, `key-ambiguous`, `key-extractable`, `key-not-sensitive`, `key-always-authenticate`,
-    `key-wrong-class`, `key-cannot-sign`, `key-unsupported` or `key-no-public-half`; `cure` is for the operator.
+    `key-wrong-class`, `key-cannot-sign`, `key-unsupported`, `key-no-public-half`, `key-is-the-log-key`, `log-not-here` or
+    `log-key-not-ed25519`; `cure` is for the operator.
     """
 
     ref: str
@@ -126,7 +147,32 @@ class NeedsOperator(Product, frozen=True):
     reason: Word
 
 
-AnyProduct = KeyOpened | KeyRefused | RawSignature | TaskFailed | Alive | NeedsOperator
+class LogOpened(Product, frozen=True):
+    """The log that is signed for here.
+
+    Attributes:
+        key: the verifier key; its name is the log's origin.
+        last: the last checkpoint that this worker has signed or was shown, a signed note; empty if none.
+    """
+
+    key: str
+    last: bytes
+
+
+class CheckpointSigned(Product, frozen=True):
+    """The checkpoint, a signed note."""
+
+    note: bytes
+
+
+class CheckpointRefused(Product, frozen=True):
+    """The checkpoint does not go with those that were signed before, or is none. `last` is as in `LogOpened`."""
+
+    rule: Word
+    last: bytes
+
+
+AnyProduct = KeyOpened | KeyRefused | RawSignature | TaskFailed | Alive | NeedsOperator | LogOpened | CheckpointSigned | CheckpointRefused
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

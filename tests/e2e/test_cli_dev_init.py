@@ -21,7 +21,7 @@ from tests.worlds import PROGRAM, World, clean_environment, make_world, served
 
 FILES = {
     "keybroker.yaml": 0o644, "ca.pem": 0o644, "ca-key.pem": 0o600, "bundle.pem": 0o644, "pin": 0o600, "softhsm2.conf": 0o600,
-    "grants/development.yaml": 0o644, "grants/release.yaml.off": 0o644,
+    "grants/development.yaml": 0o644, "grants/release.yaml.off": 0o644, "log.vkey": 0o644,
 }  # fmt: skip
 IDENTITIES = {
     "payments-api": "payments/api", "ci-release": "ci/release", "alice": "human/alice", "bob": "human/bob", "carol": "human/carol",
@@ -61,10 +61,10 @@ def test_files_have_their_modes_and_private_ones_are_private(made: World) -> Non
     expected = FILES | {f"svids/{name}.pem": 0o600 for name in (*IDENTITIES, "checkout")}
     found = {name: stat.S_IMODE((made.directory / name).stat().st_mode) for name in expected}
     assert found == expected
-    for name in ("", "svids", "grants", "state", "run", "token"):
+    for name in ("", "svids", "grants", "state", "run", "anchor", "token"):
         assert stat.S_IMODE((made.directory / name).stat().st_mode) == 0o700, name
     top = {path.name for path in made.directory.iterdir()}
-    assert top == {"svids", "grants", "state", "run", "token", *(name for name in FILES if "/" not in name)}
+    assert top == {"svids", "grants", "state", "run", "anchor", "token", *(name for name in FILES if "/" not in name)}
 
 
 def test_identities_are_those_of_the_contract_for_openssl_too(made: World) -> None:

@@ -137,11 +137,13 @@ def test_sign_request_has_the_members_of_the_code() -> None:
     [
         ("`frontend`", config.FrontendConfig),
         ("`authority`", config.AuthorityConfig),
+        ("`authority.checkpoints`", config.CheckpointsConfig),
         ("`authority.tokens.NAME`", config.TokenLink),
         ("`authority.keys.NAME`", config.KeyConfig),
         ("`authority.keys.NAME.versions`", config.KeyVersionConfig),
         ("`hsm`", config.HsmConfig),
         ("`hsm.tokens.NAME`", config.TokenConfig),
+        ("`hsm.tokens.NAME.log`", config.LogKeyConfig),
         ("`telemetry`", config.TelemetryConfig),
     ],
 )

@@ -19,13 +19,29 @@ from typing import Self
 
 import yaml
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, utils
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, utils
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from keybroker.audit.note import SignatureType, VerifierKey
+from keybroker.hsm.log_signer import LogSigner
 from keybroker.model.call import MAX_ANSWER_BYTES, Answer, AnyAsk, AnyReply, BatchReply, Call, Health, Sign, SignBatch
 from keybroker.model.key import Algorithm
 from keybroker.model.request import SignBody
-from keybroker.model.task import MAX_TASK_BYTES, Alive, AnyProduct, KeyOpened, OpenKey, Probe, RawSignature, Result, SignTask, Task
+from keybroker.model.task import (
+    MAX_TASK_BYTES,
+    Alive,
+    AnyProduct,
+    AnyWork,
+    KeyOpened,
+    OpenKey,
+    OpenLog,
+    Probe,
+    RawSignature,
+    Result,
+    SignCheckpoint,
+    SignTask,
+    Task,
+)
 from keybroker.supervisor import PARENT_VARIABLE
 from keybroker.wire import FrameReader, frame_bytes
 from tests.authorities import CA_SHAPE, Authority, Issued, Shape
@@ -58,17 +74,27 @@ def identity() -> tuple[Authority, Issued]:
     return authority, authority.issue(Shape(uris=(WORKLOAD,), not_before=start, not_after=end))
 
 
+def log_signer(origin: str = LOG) -> tuple[VerifierKey, LogSigner]:
+    """A key for a log, in memory, and what signs with it as a worker does."""
+    private = ed25519.Ed25519PrivateKey.generate()
+    key = VerifierKey(origin, SignatureType.ED25519, private.public_key().public_bytes_raw())
+    return key, LogSigner(key, private.sign)
+
+
 class SoftwareWorker:
     """Speaks an hsm worker's frames and signs with a key in memory. Lives on when the authority dies.
 
     Attributes:
         asked: the digests that it was asked to sign, in order.
         gate: cleared, it takes tasks and does not answer them.
+        log_key: signs the checkpoints of the log.
+        log: has it, and remembers.
     """
 
     def __init__(self, path: Path) -> None:
         self.private = ec.generate_private_key(ec.SECP256R1())
         self.spki = self.private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        self.log_key, self.log = log_signer()
         self.asked: list[bytes] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -97,8 +123,12 @@ class SoftwareWorker:
                 for task in reader.feed(data):
                     connection.sendall(frame_bytes(Result(task.id, self._do(task.work))))
 
-    def _do(self, work: OpenKey | SignTask | Probe) -> AnyProduct:
+    def _do(self, work: AnyWork) -> AnyProduct:
         match work:
+            case OpenLog():
+                return self.log.opened()
+            case SignCheckpoint():
+                return self.log.sign(work)
             case Probe():
                 return Alive("01", "software", 1)
             case OpenKey(ref):
