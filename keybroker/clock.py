@@ -5,14 +5,25 @@ from __future__ import annotations
 import datetime
 import functools
 import time
+from pathlib import Path
 from typing import Protocol
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Clock(Protocol):
-    """Tells the time of day; never used to measure how long something took."""
+    """Tells the time of day, and how long the host has been up, which nobody can set."""
 
     def now_us(self) -> int:
         """Microseconds since 1970-01-01T00:00:00Z."""
+        ...
+
+    def uptime_us(self) -> int:
+        """Microseconds since the host was booted, those of its sleep among them; never falls within one boot."""
+        ...
+
+    def boot(self) -> str:
+        """Which boot that is; empty if the host does not say."""
         ...
 
 
@@ -22,6 +33,17 @@ class SystemClock:
     def now_us(self) -> int:
         """Microseconds since 1970-01-01T00:00:00Z, from CLOCK_REALTIME."""
         return time.time_ns() // 1000
+
+    def uptime_us(self) -> int:
+        """Microseconds since the host was booted, from CLOCK_BOOTTIME."""
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+
+    def boot(self) -> str:
+        """The kernel's random name of this boot."""
+        try:
+            return _BOOT_ID.read_text().strip()
+        except OSError:
+            return ""
 
 
 def to_rfc3339(us: int) -> str:

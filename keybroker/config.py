@@ -125,6 +125,7 @@ class AuthorityConfig(Section, frozen=True, kw_only=True):
         keys: by name.
         checkpoints: how the log is signed; without it, it is not.
         allow_nonconforming_svids: rules of X.509-SVID sections 4.3 and 4.4 that issuers break and this broker lets pass.
+        max_clock_gap_s: how long the broker may have been away over a boot of the host before its clock has to be acknowledged.
     """
 
     socket: Path
@@ -139,6 +140,7 @@ class AuthorityConfig(Section, frozen=True, kw_only=True):
     keys: dict[str, KeyConfig]
     checkpoints: CheckpointsConfig | None = None
     allow_nonconforming_svids: tuple[str, ...] = ()
+    max_clock_gap_s: int = 86_400
 
 
 class LogKeyConfig(Section, frozen=True, kw_only=True):
@@ -288,6 +290,7 @@ def _check_authority(document: YamlDocument, authority: AuthorityConfig) -> None
     _require(document, (*top, "log"), "a name such as example.org/broker-1", holds=bool(_LOG_ORIGIN.fullmatch(authority.log)))
     if authority.checkpoints:
         _check_checkpoints(document, (*top, "checkpoints"), authority, authority.checkpoints)
+    _require(document, (*top, "max_clock_gap_s"), "between 1 and 31622400", holds=1 <= authority.max_clock_gap_s <= 31_622_400)
     for name, link in authority.tokens.items():
         _check_token(document, (*top, "tokens", name), link.sockets)
         _require(document, (*top, "tokens", name, "deadline_ms"), "between 10 and 10000", holds=10 <= link.deadline_ms <= 10_000)

@@ -167,6 +167,18 @@ class IdempotencyMismatchError(RefusalError):
     code = "idempotency-mismatch"
 
 
+class RateLimitedError(RefusalError):
+    """A limit of a grant has no unit left. `retry_after` says when there is one again, if nobody else takes it."""
+
+    code = "rate-limited"
+
+
+class ClockUntrustedError(RefusalError):
+    """The clock was set, or jumped over a boot; what depends on time is refused until an operator has acknowledged it."""
+
+    code = "clock-untrusted"
+
+
 class OverloadedError(RefusalError):
     """Too much at once, or the room that would answer is restarting."""
 

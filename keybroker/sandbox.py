@@ -31,7 +31,7 @@ _NO_LANDLOCK = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})  # not b
 
 # What Python, OpenSSL and the C library read on their own.
 _SYSTEM = ("/usr", "/lib", "/lib64", "/etc/ssl", "/etc/localtime", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/ld.so.cache",
-           "/dev/urandom", "/dev/null", "/proc/self", "/proc/stat")  # fmt: skip
+           "/dev/urandom", "/dev/null", "/proc/self", "/proc/stat", "/proc/sys/kernel/random")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

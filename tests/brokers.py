@@ -27,11 +27,12 @@ from keybroker.authority.service import KeyUseService
 from keybroker.authority.store.faults import StoreBrokenError
 from keybroker.authority.store.reader import Reader
 from keybroker.authority.store.sqlite import Pin, SqliteStore
+from keybroker.authority.timekeeper import Timekeeper
 from keybroker.authority.tokens import TokenSignature
 from keybroker.authority.uses import Asker
 from keybroker.config import AuthorityConfig, KeyConfig, KeyVersionConfig, TelemetryConfig, TokenLink
 from keybroker.errors import HsmUnavailableError, SvidInvalidError
-from keybroker.model.decision import Decision, Verdict, no_obligation
+from keybroker.model.decision import Decision, Obligation, Verdict, no_obligation
 from keybroker.model.identity import Caller, SpiffeId, Svid
 from keybroker.model.key import Algorithm
 from keybroker.model.record import TokenFacts
@@ -49,6 +50,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.verdict = Verdict.ALLOW
         self.reasons: tuple[str, ...] = ()
+        self.obligations: tuple[Obligation, ...] = ()
         self.asked: list[bytes] = []
         self.on_decide: Any = lambda: None
 
@@ -56,7 +58,7 @@ class FakeEngine:
         self.asked.append(request)
         self.on_decide()
         grants = ("g",) if self.verdict is Verdict.ALLOW else ()
-        obligations = tuple(no_obligation(grant) for grant in grants)
+        obligations = self.obligations or tuple(no_obligation(grant) for grant in grants)
         record = canonical({"allow": self.verdict is Verdict.ALLOW, "grants": grants, "reasons": self.reasons, "policy": self.digest})
         return Decision(self.verdict, self.reasons, grants, obligations, self.digest, "fake", record)
 
@@ -136,6 +138,8 @@ class FakeBroker:
     reads: Reads
     security: SecurityEvents
     denials: Denials
+    timekeeper: Timekeeper
+    metrics: AuthorityMetrics
     asker: Asker
     broken: list[StoreBrokenError] = field(default_factory=list)
 
@@ -181,21 +185,31 @@ def authority_config(state: Path) -> AuthorityConfig:
 
 
 @contextlib.asynccontextmanager
-async def fake_broker(state: Path) -> AsyncIterator[FakeBroker]:
+async def fake_broker(state: Path, clock: FixedClock | None = None) -> AsyncIterator[FakeBroker]:
     """A broker on a fresh or existing state directory; closed when the block is left."""
-    clock, generation, rules, tokens = FixedClock(), Generation(), FakeRules(), FakeTokens()
+    clock = clock or FixedClock()
+    generation, rules, tokens = Generation(), FakeRules(), FakeTokens()
     store = SqliteStore.open(state)
     broken: list[StoreBrokenError] = []
-    journal = Journal(store, clock, LOG, generation, broken.append)
+    timekeeper = Timekeeper(clock, store.clock(), store.tail().time_us, 86_400)
+    metrics = AuthorityMetrics(["orders"])
+    journal = Journal(store, clock, LOG, generation, timekeeper, broken.append, metrics.observed)
     config = authority_config(state)
     keyring = Keyring(config, [Pin("orders", 1, "ec-p256", tokens.spki, START_US)], journal, clock)
-    metrics = AuthorityMetrics(["orders"])
     security = SecurityEvents(journal, metrics)
     denials = Denials(journal, metrics)
     svid = svid_of()
     validator = FakeValidator(svid)
     selfcheck, reader = SelfCheck(), Reader(state)
-    reads = Reads(rules, keyring, journal, denials, Reader(state), metrics)
+    reads = Reads(
+        rules=rules,
+        keyring=keyring,
+        journal=journal,
+        denials=denials,
+        reader=Reader(state),
+        timekeeper=timekeeper,
+        metrics=metrics,
+    )
     service = KeyUseService(
         validator=validator,  # type: ignore[arg-type]  # a fake in the shape of the real one
         rules=rules,
@@ -205,11 +219,11 @@ async def fake_broker(state: Path) -> AsyncIterator[FakeBroker]:
         journal=journal,
         denials=denials,
         reader=reader,
+        timekeeper=timekeeper,
         generation=generation,
         security=security,
         metrics=metrics,
         tracer=Tracer("authority", TelemetryConfig()),
-        clock=clock,
         log=LOG,
     )
     try:
@@ -227,6 +241,8 @@ async def fake_broker(state: Path) -> AsyncIterator[FakeBroker]:
             reads,
             security,
             denials,
+            timekeeper,
+            metrics,
             asker_of(svid),
             broken,
         )

@@ -90,7 +90,7 @@ def encode(draft: Draft, *, log: str, index: int, time: str, salt: str, trail: T
             salt=salt,
             signature_sha256=draft.signature_sha256,
             svid=draft.svid or EMPTY,
-            taken=(),
+            taken=draft.taken,
             tbs=draft.tbs or EMPTY,
             time=time,
             token=draft.token or EMPTY,

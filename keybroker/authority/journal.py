@@ -18,9 +18,12 @@ import msgspec
 
 from keybroker.audit import leaf as leaves
 from keybroker.authority.convoy import Convoy, ConvoyClosedError
+from keybroker.authority.enforcement import Demands, UnmetError, judge
 from keybroker.authority.generation import Generation
+from keybroker.authority.limits import Limits
 from keybroker.authority.store.faults import StoreBrokenError, StoreConflictError, name_of
 from keybroker.authority.store.sqlite import LeafRow, Pin, SqliteStore, TrailHead
+from keybroker.authority.timekeeper import ClockRow, Moment, Timekeeper
 from keybroker.clock import Clock, to_rfc3339
 from keybroker.errors import AuditUnavailableError, KeyBrokerError
 from keybroker.model.record import Draft, KeyFacts, Outcome, RecordKind, TrailFacts
@@ -28,6 +31,7 @@ from keybroker.telemetry import logger
 
 RETRY_SECONDS = 1.0
 _MAX_TRAIL_HEADS = 65_536
+_SWEEP_US, _SWEEP_ROWS = 5_000_000, 2_000  # some 1 ms of work
 IDEMPOTENCY_US = 24 * 3600 * 1_000_000
 
 _log = logger()
@@ -54,6 +58,7 @@ class Entry:
         claim: with an intent: the idempotency key that it takes; with an outcome: the one that gets `answer`.
         answer: with an outcome: what the same idempotency key gets from now on.
         pin: a key version that is pinned by this record.
+        demands: with an intent: what must hold at this moment; if something does not, the entry is refused alone.
     """
 
     draft: Draft
@@ -61,6 +66,7 @@ class Entry:
     claim: Claim | None = None
     answer: bytes | None = field(default=None, repr=False)
     pin: Pin | None = None
+    demands: Demands | None = None
 
 
 class Journal:
@@ -69,6 +75,7 @@ class Journal:
     Args:
         store: opened, and used by nobody else from now on.
         on_broken: called from the writing thread when the store is broken; must not return to normal work.
+        on_observed: called from there with what grants that only observe would have refused.
     """
 
     def __init__(
@@ -77,9 +84,15 @@ class Journal:
         clock: Clock,
         log: str,
         generation: Generation,
+        timekeeper: Timekeeper,
         on_broken: Callable[[StoreBrokenError], None],
+        on_observed: Callable[[tuple[str, ...]], None] = lambda _reasons: None,
     ) -> None:
         self._store = store
+        self._limits = Limits(store.units)
+        self._timekeeper = timekeeper
+        self._on_observed = on_observed
+        self._swept_us = 0
         self._clock = clock
         self._log = log
         self._generation = generation
@@ -111,12 +124,22 @@ class Journal:
 
         Raises:
             StaleGenerationError: `entry.generation` has passed; nothing was written.
+            UnmetError: `entry.demands` do not hold now; nothing was written.
             AuditUnavailableError: nothing was written.
         """
         try:
             return await self._convoy.submit(entry)
         except ConvoyClosedError as err:
             raise AuditUnavailableError("The broker is stopping; nothing was signed or released.", retry_after=1) from err
+
+    async def tick(self) -> None:
+        """Keep what is to be kept though nobody writes: when the clock was last looked at.
+
+        Raises:
+            AuditUnavailableError: not now.
+        """
+        with contextlib.suppress(ConvoyClosedError):
+            await self._convoy.submit(None)
 
     def owe(self, entry: Entry) -> None:
         """An outcome that could not be written when it was due: it goes first in the next commit that succeeds."""
@@ -169,13 +192,14 @@ class Journal:
             StoreConflictError: nothing was written, because of one of the entries.
             AuditUnavailableError: nothing was written.
         """
-        if not entries:
+        if not entries and self._timekeeper.due() is None:
             return []
-        group = _Group(self._size, self._time_us)
         try:
             with self._store.transaction():
+                group = _Group(self._size, self._time_us, self._timekeeper.look())
                 results = [self._stage(group, entry) for entry in entries]
                 self._store.append(group.rows, group.opened.items(), group.closed)
+                clock = self._keep_house(group.moment)
         except StoreBrokenError as err:
             self._is_writable = False
             self._on_broken(err)
@@ -183,6 +207,8 @@ class Journal:
         except AuditUnavailableError as err:
             self._fail(name_of(err.__cause__ or err))
             raise
+        if clock:
+            self._timekeeper.saved(clock)
         self._is_writable, self._refused = True, 0
         self._size, self._time_us = group.size, group.time_us
         self._open_uses |= group.opened.keys()
@@ -260,6 +286,16 @@ class Journal:
         if draft.kind is RecordKind.OUTCOME and (draft.use not in self._open_uses or draft.use in group.closed):
             return _contradiction(entry, StoreConflictError("the use is not open"))
         time_us = max(self._clock.now_us(), group.time_us)  # record time never goes back, whatever the clock does
+        judgement = None
+        if entry.demands is not None:
+            try:
+                judgement = judge(entry.demands, self._limits, group.moment, time_us)
+            except UnmetError as err:
+                return err
+            if judgement.units or judgement.observed:
+                body = {**draft.body, "observed": judgement.observed}
+                draft = msgspec.structs.replace(draft, taken=judgement.taken(), body=body)
+                self._on_observed(judgement.observed)
         head = self._head(group, draft.trail) if draft.trail else None
         try:
             leaf = leaves.encode(
@@ -279,8 +315,20 @@ class Journal:
         group.add(_row(draft, index, time_us, head, digest, leaf))
         if head:
             group.heads[draft.trail] = TrailHead(head.rowid, head.count + 1, digest.hex())
+        if judgement is not None:
+            self._limits.take(judgement.units, group.moment.steady_us)
         self._apply_effects(group, entry, index)
         return index
+
+    def _keep_house(self, moment: Moment) -> ClockRow | None:
+        """What goes along with a commit now and then: the clock, which is returned, and units that nobody needs any more."""
+        clock = self._timekeeper.due()
+        if clock:
+            self._store.save_clock(clock)
+        if not moment.distrusted and moment.steady_us - self._swept_us > _SWEEP_US:
+            self._swept_us = moment.steady_us
+            self._store.units.sweep(moment.steady_us, _SWEEP_ROWS)
+        return clock
 
     def _head(self, group: _Group, trail: str) -> TrailHead:
         return group.heads.get(trail) or self._heads.get(trail) or self._store.trail_head(trail)
@@ -308,6 +356,7 @@ class _Group:
 
     size: int
     time_us: int
+    moment: Moment
     rows: list[LeafRow] = field(default_factory=list)
     heads: dict[str, TrailHead] = field(default_factory=dict)
     opened: dict[str, int] = field(default_factory=dict)

@@ -11,6 +11,7 @@ from keybroker.tracing import Laps
 
 _BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 SECURITY_EVENTS = (
+    "clock-untrusted",
     "file-refused",
     "handshake-failed",
     "key-refused",
@@ -19,6 +20,7 @@ SECURITY_EVENTS = (
     "svid-invalid",
     "token-needs-operator",
 )
+DEMANDS = ("clock-untrusted", "hours", "limit", "not-after", "not-before")
 _STAGES = ("decide", "record", "hsm", "token", "check", "release")
 
 
@@ -35,11 +37,15 @@ class AuthorityMetrics:
         self._sessions = Gauge("keybroker_hsm_sessions", "Workers by token and state", ["token", "state"], registry=self._registry)
         self._log_size = Gauge("keybroker_log_size", "Records in the log", registry=self._registry)
         self._writable = Gauge("keybroker_record_writable", "1 while the record can be written", registry=self._registry)
+        self._clock = Gauge("keybroker_clock_trusted", "1 while the clock is trusted", registry=self._registry)
+        self._observed = Counter("keybroker_observed", "Demands of grants that only observe, not met", ["demand"], registry=self._registry)
         # A counter that appears with its first event shows no increase: what may happen is there from the start, at zero.
         for code in RefusalError.registry:
             self._refusals.labels(code)
         for event in SECURITY_EVENTS:
             self._security.labels(event)
+        for demand in DEMANDS:
+            self._observed.labels(demand)
 
     def signed(self, outcome: Outcome, key: str) -> None:
         """A use has ended."""
@@ -54,6 +60,11 @@ class AuthorityMetrics:
         """The part of the stage `hsm` that a call into the token took, as its worker says."""
         self._stages.observe("token", busy_ns)
 
+    def observed(self, reasons: tuple[str, ...]) -> None:
+        """A grant that only observes would have refused a use, for these reasons."""
+        for reason in reasons:
+            self._observed.labels(reason.partition(":")[0]).inc()
+
     def refused(self, code: str) -> None:
         """A request was refused, with this problem code."""
         self._refusals.labels(code).inc()
@@ -62,7 +73,7 @@ class AuthorityMetrics:
         """Security events of this name."""
         self._security.labels(event).inc(count)
 
-    def text(self, sessions: dict[str, tuple[int, int]], log_size: int, *, is_writable: bool) -> bytes:
+    def text(self, sessions: dict[str, tuple[int, int]], log_size: int, *, is_writable: bool, is_clock_trusted: bool = True) -> bytes:
         """Everything in Prometheus's text format.
 
         Args:
@@ -73,4 +84,5 @@ class AuthorityMetrics:
             self._sessions.labels(token, "lost").set(configured - serving)
         self._log_size.set(log_size)
         self._writable.set(is_writable)
+        self._clock.set(is_clock_trusted)
         return generate_latest(self._registry)

@@ -12,15 +12,17 @@ import msgspec
 
 from keybroker.audit.leaf import canonical, decode
 from keybroker.authority.denials import Denials
+from keybroker.authority.enforcement import as_of_now, refusal_of
 from keybroker.authority.journal import Entry, Journal
 from keybroker.authority.keyring import KeyEntry, Keyring
 from keybroker.authority.metrics import AuthorityMetrics
 from keybroker.authority.policy.pattern import Pattern, PatternError
 from keybroker.authority.service import Rules
 from keybroker.authority.store.reader import Reader, RecordFilter
+from keybroker.authority.timekeeper import Timekeeper
 from keybroker.authority.uses import Asker, key_input
 from keybroker.clock import to_rfc3339
-from keybroker.errors import AuditUnavailableError, DeniedError, InvalidError, NotFoundError, PolicyFailedError
+from keybroker.errors import AuditUnavailableError, DeniedError, InvalidError, NotFoundError, PolicyFailedError, RefusalError
 from keybroker.model.call import KeyReply, KeysReply, PublicVersion, QueryRecords, RecordsReply, ShowKey, ShowRecord, WhoamiReply
 from keybroker.model.decision import Decision, KeyInput, PolicyInput, TargetInput, Verdict
 from keybroker.model.record import Draft, RecordKind
@@ -42,13 +44,22 @@ class Reads:
     """
 
     def __init__(
-        self, rules: Rules, keyring: Keyring, journal: Journal, denials: Denials, reader: Reader, metrics: AuthorityMetrics
+        self,
+        *,
+        rules: Rules,
+        keyring: Keyring,
+        journal: Journal,
+        denials: Denials,
+        reader: Reader,
+        timekeeper: Timekeeper,
+        metrics: AuthorityMetrics,
     ) -> None:
         self._rules = rules
         self._keyring = keyring
         self._journal = journal
         self._denials = denials
         self._reader = reader
+        self._timekeeper = timekeeper
         self._metrics = metrics
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reader")
 
@@ -175,7 +186,7 @@ class Reads:
                 await self._deny(asker, workload, decision, denied)
                 raise denied
             case Verdict.FAILED:
-                failed = PolicyFailedError("The rules gave no usable answer.", retry_after=1)
+                failed = _not_decided(decision)
                 await self._deny(asker, workload, decision, failed)
                 raise failed
 
@@ -194,7 +205,7 @@ class Reads:
                 await self._deny(asker, "", decision, denied)
                 raise denied
             case Verdict.FAILED:
-                failed = PolicyFailedError("The rules gave no usable answer.", retry_after=1)
+                failed = _not_decided(decision)
                 await self._deny(asker, "", decision, failed)
                 raise failed
 
@@ -202,29 +213,38 @@ class Reads:
         return await asyncio.get_running_loop().run_in_executor(self._thread, ask, *values)
 
     async def _may_read_trail(self, asker: Asker, workload: str) -> Decision:
-        return await self._rules.engine.decide(canonical(_audit_input(asker, workload)))
+        return await self._decide(_audit_input(asker, workload))
 
     async def _may_read_key(self, asker: Asker, name: str, entry: KeyEntry | None) -> bool:
         version = entry.current if entry else None
         key = key_input(entry.labels, version) if entry and version else KeyInput()
         question = PolicyInput(caller=asker.policy_caller(), operation="read-key", target=TargetInput("key", name), key=key)
-        return (await self._rules.engine.decide(canonical(question))).verdict is Verdict.ALLOW
+        return (await self._decide(question)).verdict is Verdict.ALLOW
+
+    async def _decide(self, question: PolicyInput) -> Decision:
+        """What the rules say, and the moments that they name."""
+        return as_of_now(await self._rules.engine.decide(canonical(question)), self._timekeeper)
 
     async def _record_read(self, asker: Asker, question: PolicyInput, decision: Decision, *, what: str) -> None:
-        await self._journal.write(Entry(_draft(RecordKind.READ, asker, question, decision, what=what)))
+        draft = _draft(RecordKind.READ, asker, question, decision, what=what, observed=decision.observed)
+        await self._journal.write(Entry(draft))
 
-    async def _deny(
-        self, asker: Asker, workload: str, decision: Decision, refusal: DeniedError | NotFoundError | PolicyFailedError
-    ) -> None:
-        draft = _draft(RecordKind.DENIAL, asker, _audit_input(asker, workload), decision, code=refusal.code)
+    async def _deny(self, asker: Asker, workload: str, decision: Decision, refusal: RefusalError) -> None:
+        draft = _draft(RecordKind.DENIAL, asker, _audit_input(asker, workload), decision, code=refusal.code, unmet=decision.unmet)
         await self._denials.write(draft, refusal.code)
+
+
+def _not_decided(decision: Decision) -> RefusalError:
+    if decision.unmet:
+        return refusal_of(decision.unmet)
+    return PolicyFailedError("The rules gave no usable answer.", retry_after=1)
 
 
 def _audit_input(asker: Asker, workload: str) -> PolicyInput:
     return PolicyInput(caller=asker.policy_caller(), operation="read-audit", target=TargetInput("trail", "", workload))
 
 
-def _draft(kind: RecordKind, asker: Asker, question: PolicyInput, decision: Decision, **body: str) -> Draft:
+def _draft(kind: RecordKind, asker: Asker, question: PolicyInput, decision: Decision, **body: Any) -> Draft:
     return Draft(
         kind=kind,
         trail=asker.caller.id.text,

@@ -8,15 +8,16 @@ import hashlib
 import os
 import signal
 import sys
-from pathlib import Path
 
 import msgspec
 import uvloop
 
 import keybroker
+from keybroker.authority.clock_watch import ClockWatch
 from keybroker.authority.denials import Denials
 from keybroker.authority.desk import Desk
 from keybroker.authority.generation import Generation
+from keybroker.authority.hours import zones_digest
 from keybroker.authority.journal import Entry, Journal
 from keybroker.authority.keyring import Keyring
 from keybroker.authority.metrics import AuthorityMetrics
@@ -28,6 +29,7 @@ from keybroker.authority.service import KeyUseService
 from keybroker.authority.store.faults import StoreBrokenError
 from keybroker.authority.store.reader import Reader
 from keybroker.authority.store.sqlite import SqliteStore
+from keybroker.authority.timekeeper import Timekeeper
 from keybroker.authority.tokens import TokenPool
 from keybroker.authority.watch import Watch
 from keybroker.clock import SystemClock
@@ -45,7 +47,6 @@ from keybroker.tracing import Tracer, export_port
 from keybroker.wire import Listener
 
 DRAIN_SECONDS = 10.0
-_TZDATA = Path("/usr/share/zoneinfo/tzdata.zi")
 
 _log = logger()
 
@@ -87,8 +88,9 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
     policy = await PolicyHolder.load(config.grants, config.policy, frozenset(config.keys))
     store = SqliteStore.open(config.state)
     pins = store.pins()
-    journal = Journal(store, clock, config.log, generation, _end_at_once)
+    timekeeper = Timekeeper(clock, store.clock(), store.tail().time_us, config.max_clock_gap_s)
     metrics = AuthorityMetrics(sorted(config.keys))
+    journal = Journal(store, clock, config.log, generation, timekeeper, _end_at_once, metrics.observed)
     security = SecurityEvents(journal, metrics)
     denials = Denials(journal, metrics)
     tracer = Tracer("authority", telemetry)
@@ -106,14 +108,22 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
         journal=journal,
         denials=denials,
         reader=idempotency,
+        timekeeper=timekeeper,
         generation=generation,
         security=security,
         metrics=metrics,
         tracer=tracer,
-        clock=clock,
         log=config.log,
     )
-    reads = Reads(policy, keyring, journal, denials, Reader(config.state, catalog=True), metrics)
+    reads = Reads(
+        rules=policy,
+        keyring=keyring,
+        journal=journal,
+        denials=denials,
+        reader=Reader(config.state, catalog=True),
+        timekeeper=timekeeper,
+        metrics=metrics,
+    )
     desk = Desk(
         validator=validator,
         networks=policy,
@@ -121,16 +131,19 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
         reads=reads,
         security=security,
         metrics=metrics,
-        health=lambda: _health(journal, tokens, keyring),
-        metrics_text=lambda: metrics.text(tokens.sessions(), journal.size, is_writable=journal.is_writable),
+        health=lambda: _health(journal, tokens, keyring, timekeeper),
+        metrics_text=lambda: metrics.text(
+            tokens.sessions(), journal.size, is_writable=journal.is_writable, is_clock_trusted=not timekeeper.distrusted
+        ),
     )
+    clock_watch = ClockWatch(timekeeper, journal, security, generation, config.state)
     watch = Watch(policy=policy, bundles=bundles, deny_list=deny_list, generation=generation, journal=journal, security=security)
 
     closed = await journal.close_open_uses()
     await journal.write(Entry(_start(config, policy.engine.digest)))
     _log.info("started", records=journal.size, closed_unknown=closed, policy=policy.engine.digest)
     tokens.start()
-    background = [asyncio.ensure_future(each.run()) for each in (security, denials, watch, reads)]
+    background = [asyncio.ensure_future(each.run()) for each in (security, denials, watch, clock_watch, reads)]
     listener = Listener[Call, Answer](config.socket, uid_of(config.frontend_user), Call, MAX_CALL_BYTES, desk.on_call, desk.on_end)
     collect_seldom()
     async with listener.serving():
@@ -159,18 +172,19 @@ def _start(config: AuthorityConfig, policy: str) -> Draft:
             "build": keybroker.__version__,
             "config": hashlib.sha256(msgspec.json.encode(config, enc_hook=str, order="sorted")).hexdigest(),
             "policy": policy,
-            "tzdata": hashlib.sha256(_TZDATA.read_bytes()).hexdigest() if _TZDATA.exists() else "",
+            "tzdata": zones_digest(),
         },
     )
 
 
-def _health(journal: Journal, tokens: TokenPool, keyring: Keyring) -> HealthReply:
+def _health(journal: Journal, tokens: TokenPool, keyring: Keyring, timekeeper: Timekeeper) -> HealthReply:
     sessions = tokens.sessions()
     parts = {f"token {token}": f"{serving} of {configured} sessions in service" for token, (serving, configured) in sessions.items()}
     for token, trouble in tokens.troubles().items():
         parts[f"token {token}"] += f"; {trouble}"
     parts |= {f"key {ref}": f"refused: {rule}" for ref, rule in keyring.refusals().items()}
     parts["record"] = "writable" if journal.is_writable else "cannot be written"
+    parts["clock"] = f"distrusted: {timekeeper.distrusted.partition(' ')[2]}" if timekeeper.distrusted else "trusted"
     return HealthReply(journal.is_writable and any(serving for serving, _ in sessions.values()), parts)
 
 

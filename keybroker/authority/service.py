@@ -15,6 +15,7 @@ import msgspec
 from ulid import ULID
 
 from keybroker.authority.denials import Denials
+from keybroker.authority.enforcement import Demands, UnmetError, preview, require_open
 from keybroker.authority.generation import Generation
 from keybroker.authority.journal import IDEMPOTENCY_US, Claim, Entry, Journal, StaleGenerationError
 from keybroker.authority.keyring import Keyring
@@ -23,9 +24,9 @@ from keybroker.authority.policy.engine import PolicyEngine
 from keybroker.authority.security_events import SecurityEvents
 from keybroker.authority.selfcheck import Check, SelfCheck, der_of_raw
 from keybroker.authority.store.reader import Reader
+from keybroker.authority.timekeeper import Timekeeper
 from keybroker.authority.tokens import SigningFailedError, Tokens, TokenSignature
 from keybroker.authority.uses import Asker, KeyUse
-from keybroker.clock import Clock
 from keybroker.errors import (
     AuditUnavailableError,
     DeniedError,
@@ -44,7 +45,7 @@ from keybroker.errors import (
 )
 from keybroker.identity.x509_svid import SvidValidator
 from keybroker.model.call import Explain, ExplainReply, Problem, Sign, SignBatch, Signed
-from keybroker.model.decision import NO_GRANT, Decision, Verdict
+from keybroker.model.decision import NO_GRANT, Decision, Obligation, Verdict
 from keybroker.model.key import KeyVersion
 from keybroker.model.record import Draft, Outcome, RecordKind, TokenFacts
 from keybroker.telemetry import logger
@@ -93,6 +94,7 @@ class _Intent:
     index: int
     generation: int
     claim: Claim | None
+    obligations: tuple[Obligation, ...]
 
 
 class KeyUseService:
@@ -109,11 +111,11 @@ class KeyUseService:
         journal: Journal,
         denials: Denials,
         reader: Reader,
+        timekeeper: Timekeeper,
         generation: Generation,
         security: SecurityEvents,
         metrics: AuthorityMetrics,
         tracer: Tracer,
-        clock: Clock,
         log: str,
     ) -> None:
         self._validator = validator
@@ -124,11 +126,11 @@ class KeyUseService:
         self._journal = journal
         self._denials = denials
         self._reader = reader
+        self._timekeeper = timekeeper
         self._generation = generation
         self._security = security
         self._metrics = metrics
         self._tracer = tracer
-        self._clock = clock
         self._log = log
         self._under_way = 0
         self._idempotent: dict[bytes, tuple[bytes, asyncio.Future[None]]] = {}
@@ -172,9 +174,20 @@ class KeyUseService:
         decision = await self._rules.engine.decide(request.policy_input)
         if decision.verdict is Verdict.FAILED or NO_GRANT in decision.reasons or request.key is None:
             await self._refuse(request, decision, _refusal_of(decision) or _not_found())
-        index = await self._journal.write(Entry(request.draft(RecordKind.READ, decision, what="explain")))
-        needs = () if decision.verdict is Verdict.ALLOW else ("a grant that covers this request",)
-        return ExplainReply(decision.verdict is Verdict.ALLOW, decision.reasons, decision.grants, decision.policy, needs, index)
+        index = await self._journal.write(Entry(request.draft(RecordKind.READ, decision, what="explain", observed=())))
+        allowed = decision.verdict is Verdict.ALLOW
+        demands, moment = Demands(decision.obligations, request.subject), self._timekeeper.look()
+        found = self._reader.look_at_units(lambda units: preview(demands, units, moment))
+        needs = (*(() if allowed else ("a grant that covers this request",)), *found.needs)
+        return ExplainReply(
+            allow=allowed and not found.reasons,
+            reasons=(*decision.reasons, *found.reasons),
+            grants=decision.grants,
+            policy=decision.policy,
+            needs=needs,
+            record=index,
+            limits=found.limits,
+        )
 
     async def _use(self, request: KeyUse, claim: Claim | None = None, retry_of: str = "") -> Signed:
         """The one order, from step 3 on. Steps 1 and 2 made `request`.
@@ -226,14 +239,17 @@ class KeyUseService:
             version = await self._require_allowed(request, decision)
             laps.lap("decide")
             use = str(ULID())
-            draft = request.draft(RecordKind.INTENT, decision, use=use, retry_of=retry_of)
+            draft = request.draft(RecordKind.INTENT, decision, use=use, retry_of=retry_of, observed=())
+            demands = Demands(decision.obligations, request.subject)
             try:
-                index = await self._journal.write(Entry(draft, generation=generation, claim=claim))
+                index = await self._journal.write(Entry(draft, generation=generation, claim=claim, demands=demands))
             except StaleGenerationError:
                 request = self._identify_again(request)
                 continue
+            except UnmetError as err:
+                await self._refuse(request, decision, err.refusal)
             laps.lap("record")
-            return _Intent(use, version, index, generation, claim)
+            return _Intent(use, version, index, generation, claim, decision.obligations)
         raise OverloadedError("The rules change too fast to decide.", retry_after=1)
 
     async def _require_allowed(self, request: KeyUse, decision: Decision) -> KeyVersion:
@@ -259,7 +275,8 @@ class KeyUseService:
 
     async def _refuse(self, request: KeyUse, decision: Decision, refusal: RefusalError) -> NoReturn:
         """Record the denial, then raise it."""
-        await self._denials.write(request.draft(RecordKind.DENIAL, decision, code=refusal.code), refusal.code)
+        unmet = refusal.reasons if decision.verdict is Verdict.ALLOW else ()
+        await self._denials.write(request.draft(RecordKind.DENIAL, decision, code=refusal.code, unmet=unmet), refusal.code)
         if decision.verdict is Verdict.FAILED:
             _log.error("policy could not decide", reasons=decision.reasons, request_id=request.asker.request_id)
         raise refusal
@@ -278,16 +295,21 @@ class KeyUseService:
         return KeyUse.parse(replace(asker, networks=networks), request.key_name, request.key, request.body)
 
     async def _recheck(self, request: KeyUse, intent: _Intent) -> None:
-        """A change that would now refuse the use binds it, however far it has come."""
-        if self._generation.number == intent.generation:
-            return
+        """A change that would now refuse the use binds it, however far it has come; so does a window that has closed."""
+        obligations = intent.obligations
+        if self._generation.number != intent.generation:
+            try:
+                decision = await self._rules.engine.decide(self._identify_again(request).policy_input)
+            except SvidInvalidError as err:
+                raise _UnreleasedError(Outcome.WITHHELD, err, "svid-invalid") from err
+            refusal = None if decision.verdict is Verdict.ALLOW else _refusal_of(decision)
+            if refusal is not None:
+                raise _UnreleasedError(Outcome.WITHHELD, refusal, refusal.code)
+            obligations = decision.obligations
         try:
-            decision = await self._rules.engine.decide(self._identify_again(request).policy_input)
-        except SvidInvalidError as err:
-            raise _UnreleasedError(Outcome.WITHHELD, err, "svid-invalid") from err
-        refusal = None if decision.verdict is Verdict.ALLOW else _refusal_of(decision)
-        if refusal is not None:
-            raise _UnreleasedError(Outcome.WITHHELD, refusal, refusal.code)
+            require_open(obligations, self._timekeeper)
+        except UnmetError as err:
+            raise _UnreleasedError(Outcome.WITHHELD, err.refusal, err.refusal.code) from err
 
     async def _make(self, request: KeyUse, intent: _Intent) -> TokenSignature:
         """Step 5: one frame to a worker, with a deadline."""
@@ -371,7 +393,7 @@ class KeyUseService:
         self._idempotent[claim.scope] = (claim.body_sha256, done)
         try:
             known = self._reader.idempotent_use(claim.scope)
-            if known is None or known.made_us < self._clock.now_us() - IDEMPOTENCY_US:
+            if known is None or known.made_us < self._timekeeper.look().time_us - IDEMPOTENCY_US:
                 return await self._use(request, claim)
             if known.body_sha256 != claim.body_sha256:
                 raise _mismatch()
@@ -386,7 +408,7 @@ class KeyUseService:
         """The same signature for the same idempotency key: decided anew, on record, and no second use."""
         decision = await self._rules.engine.decide(request.policy_input)
         await self._require_allowed(request, decision)
-        await self._journal.write(Entry(request.draft(RecordKind.READ, decision, retry_of=answer.use, what="replay")))
+        await self._journal.write(Entry(request.draft(RecordKind.READ, decision, retry_of=answer.use, what="replay", observed=())))
         return msgspec.structs.replace(answer, outcome=self._reader.outcome_index(answer.use))
 
 

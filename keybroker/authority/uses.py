@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
 from keybroker.audit.leaf import canonical
 from keybroker.authority.keyring import KeyEntry, ref_of
+from keybroker.authority.limits import Subject
 from keybroker.clock import to_rfc3339
 from keybroker.errors import InvalidError
 from keybroker.model.decision import CallerInput, ContentInput, Decision, KeyInput, PolicyInput, TargetInput
@@ -91,12 +93,17 @@ class KeyUse:
         ref = ref_of(version.name, version.version) if version else ""
         return cls(asker, key_name, key, body, digest, data, canonical(_policy_input(asker, key_name, key, body)), version, ref)
 
+    @property
+    def subject(self) -> Subject:
+        """Whose use it is, for limits. No request can name a principal yet."""
+        return Subject(self.asker.caller.id.text, self.key_name, "")
+
     def key_facts(self) -> KeyFacts | None:
         """The `key` of the record."""
         version = self.version
         return KeyFacts(version.name, version.version, version.spki_sha256) if version else None
 
-    def draft(self, kind: RecordKind, decision: Decision, *, use: str = "", retry_of: str = "", **body: str) -> Draft:
+    def draft(self, kind: RecordKind, decision: Decision, *, use: str = "", retry_of: str = "", **body: Any) -> Draft:
         """A record of this request and how it was decided: an intent, a denial, a read."""
         asker = self.asker
         return Draft(

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import keybroker
-from keybroker.cli import audit, dev, keys, output, policy, rooms
+from keybroker.cli import audit, clock, dev, keys, output, policy, rooms
 from keybroker.cli.sign import sign
 from keybroker.cli.verify import verify
 from keybroker.cli.whoami import whoami
@@ -33,6 +33,7 @@ app.add_typer(audit.app, name="audit", rich_help_panel=_ASK)
 app.add_typer(policy.app, name="policy", rich_help_panel=_RUN)
 for _room_command in (rooms.serve, rooms.check, rooms.frontend, rooms.authority, rooms.hsm):
     app.command(rich_help_panel=_RUN)(_room_command)
+app.add_typer(clock.app, name="clock", rich_help_panel=_RUN)
 app.add_typer(dev.app, name="dev", rich_help_panel=_RUN)
 
 

@@ -65,6 +65,20 @@ class SignedUse(Result, frozen=True):
     records: UsePlaces
 
 
+class LimitLeft(Result, frozen=True):
+    """A limit of a grant: never more than `max` uses in any `window_s` seconds, counted `per` workload, key, principal or grant.
+
+    `left` uses are left now; if none, there is one again in `retry_after` seconds.
+    """
+
+    grant: str
+    max: int
+    window_s: int
+    per: str
+    left: int
+    retry_after: int = 0
+
+
 class Explanation(Result, frozen=True):
     """The decision that a request would get. `policy` is a digest; `record` is where the question is on record."""
 
@@ -74,6 +88,7 @@ class Explanation(Result, frozen=True):
     needs: tuple[str, ...] = ()
     policy: str = ""
     record: int = -1
+    limits: tuple[LimitLeft, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,14 @@ _SIGNING = (
     "in-progress",
     "unsupported-media-type",
     "idempotency-mismatch",
+    "rate-limited",
+    "clock-untrusted",
     "hsm-unavailable",
     "hsm-timeout",
     "audit-unavailable",
     "signature-self-check-failed",
 )
-_READING_RECORD = ("audit-unavailable",)
+_READING_RECORD = ("audit-unavailable", "clock-untrusted")
 _SIGN_ROUTES = (
     ("/v1/keys/{key}/sign", "sign", "Sign one thing with a key.", "SignBody", "SignedUse", True),
     ("/v1/keys/{key}/sign/batch", "sign_batch", "Sign up to 1,000 things, each a use of its own.", "Batch", "BatchResults", True),

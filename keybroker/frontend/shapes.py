@@ -114,8 +114,19 @@ class BatchResults(Shape, frozen=True):
     results: tuple[SignedUse | ProblemDocument, ...]
 
 
+class LimitLeft(Shape, frozen=True):
+    """A limit of a grant, and how many units of it are left now. `retry_after` says in how many seconds there is one, 0 if there is."""
+
+    grant: str
+    max: int
+    window_s: int
+    per: str
+    left: int
+    retry_after: int
+
+
 class Explanation(Shape, frozen=True):
-    """The decision that `sign` would get, what would still be needed, and the index of the record of this question."""
+    """The decision that `sign` would get, what would still be needed, the index of the record of this question, and what is left."""
 
     allow: bool
     reasons: tuple[str, ...]
@@ -123,8 +134,10 @@ class Explanation(Shape, frozen=True):
     policy: str
     needs: tuple[str, ...]
     record: int
+    limits: tuple[LimitLeft, ...]
 
     @classmethod
     def of(cls, reply: ExplainReply) -> Explanation:
         """From the authority's reply."""
-        return cls(**msgspec.structs.asdict(reply))
+        limits = tuple(LimitLeft(**msgspec.structs.asdict(each)) for each in reply.limits)
+        return cls(**msgspec.structs.asdict(reply) | {"limits": limits})

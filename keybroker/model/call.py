@@ -212,8 +212,19 @@ class BatchReply(Reply, frozen=True):
     results: tuple[Signed | Problem, ...]
 
 
+class LimitLeft(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A limit of a grant, and how many units of it are left now. `retry_after` says in how many seconds there is one, 0 if there is."""
+
+    grant: str
+    max: int
+    window_s: int
+    per: str
+    left: int
+    retry_after: int
+
+
 class ExplainReply(Reply, frozen=True):
-    """The decision and what would still be needed."""
+    """The decision, what would still be needed, and what is left of limits."""
 
     allow: bool
     reasons: tuple[str, ...]
@@ -221,6 +232,7 @@ class ExplainReply(Reply, frozen=True):
     policy: str
     needs: tuple[str, ...]
     record: int
+    limits: tuple[LimitLeft, ...] = ()
 
 
 class RecordsReply(Reply, frozen=True):

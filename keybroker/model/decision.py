@@ -84,7 +84,7 @@ _Date = Annotated[str, msgspec.Meta(pattern=r"\A\d{4}-\d\d-\d\d\Z")]
 _Duration = Annotated[int, msgspec.Meta(ge=0, le=MAX_WINDOW_S)]
 
 
-class HoursWindow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class HoursWindow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, cache_hash=True):
     """When a key may be used, by the clocks of one place. One that ends before it begins goes on into the next day.
 
     Attributes:
@@ -102,7 +102,7 @@ class HoursWindow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     excluded: tuple[_Date, ...] = msgspec.field(name="except")
 
 
-class Limit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Limit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, cache_hash=True):
     """Never more uses than `max` in any `window_s` seconds, counted apart for each workload, key or principal, or for the whole grant."""
 
     max: Annotated[int, msgspec.Meta(ge=1, le=MAX_UNITS)]
@@ -193,6 +193,8 @@ class Decision:
         policy: the digest of the policy that decided, lower-case hex SHA-256.
         engine: which engine, and its version.
         record: the `decision` object of the audit record, canonical JSON.
+        unmet: what grants demand and a reading does not get now; what the rules themselves answered is in `record`.
+        observed: the same, of grants that only observe.
     """
 
     verdict: Verdict
@@ -202,3 +204,5 @@ class Decision:
     policy: str
     engine: str
     record: bytes = field(repr=False)
+    unmet: tuple[str, ...] = ()
+    observed: tuple[str, ...] = ()

@@ -81,6 +81,7 @@ class Draft(msgspec.Struct, frozen=True):
         trail: the SPIFFE ID whose trail this belongs to; empty for records about the broker itself.
         request: canonical JSON of the policy input.
         decision: canonical JSON of the decision.
+        taken: units of limits.
     """
 
     kind: RecordKind
@@ -96,4 +97,5 @@ class Draft(msgspec.Struct, frozen=True):
     signature_sha256: str = ""
     token: TokenFacts | None = None
     trace_id: str = ""
+    taken: tuple[dict[str, Any], ...] = ()
     body: dict[str, Any] = {}

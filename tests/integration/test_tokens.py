@@ -17,6 +17,7 @@ from keybroker.authority.generation import Generation
 from keybroker.authority.journal import Journal
 from keybroker.authority.keyring import Keyring
 from keybroker.authority.store.sqlite import SqliteStore
+from keybroker.authority.timekeeper import Timekeeper
 from keybroker.authority.tokens import SigningFailedError, TokenPool
 from keybroker.config import AuthorityConfig, KeyConfig, KeyVersionConfig, TokenLink
 from keybroker.errors import HsmUnavailableError, OverloadedError
@@ -114,7 +115,7 @@ async def pool_of(state: Path, count: int, noted: list[tuple[str, ...]] | None =
     store = SqliteStore.open(state)
     pins = store.pins()
     clock = FixedClock()
-    journal = Journal(store, clock, LOG, Generation(), lambda _err: None)
+    journal = Journal(store, clock, LOG, Generation(), Timekeeper(clock, None, 0, 86_400), lambda _err: None)
     keyring = Keyring(config, pins, journal, clock)
     pool = TokenPool.of(config.tokens, keyring.to_open(), keyring.judge, lambda *event: noted.append(event))
     pool.start()

@@ -126,10 +126,6 @@ def decision_of(answer: bytes, digest: str, engine: str) -> Decision:
 def unenforced(obligation: Obligation) -> tuple[str, ...]:
     """What an obligation demands that nothing in this version enforces. A yes that depends on it is no yes."""
     demanded = {
-        "not_before": obligation.not_before,
-        "not_after": obligation.not_after,
-        "hours": obligation.hours,
-        "limits": obligation.limits,
         "quorum": obligation.quorum or obligation.cool_off_s or obligation.expires_s,
         "evidence": obligation.evidence,
     }

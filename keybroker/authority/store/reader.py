@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -20,7 +20,10 @@ from keybroker.authority.store.catalog import BLOCK, Catalog, Wanted
 from keybroker.authority.store.facts import entry_of
 from keybroker.authority.store.faults import name_of, unavailable
 from keybroker.authority.store.sqlite import IdempotentUse
+from keybroker.authority.store.units import UnitTable
 from keybroker.telemetry import logger
+
+Looked = TypeVar("Looked")
 
 _log = logger()
 
@@ -173,6 +176,14 @@ class Reader:
         """What an idempotency key stands for, or None."""
         row = self._first("SELECT body_sha256, use, made_us, answer FROM idempotency WHERE scope = ?", (scope,))
         return IdempotentUse(*row) if row else None
+
+    def look_at_units(self, look: Callable[[UnitTable], Looked]) -> Looked:
+        """What somebody wants to know of the units that limits have taken."""
+        try:
+            return look(UnitTable(self._db))
+        except sqlite3.Error as err:
+            _log.exception("units cannot be read", reason=name_of(err))
+            raise unavailable(err, "The record cannot be read now.") from err
 
     def outcome_index(self, use: str) -> int:
         """The index of a use's outcome; -1 if it has none."""

@@ -54,24 +54,20 @@ CREATE TABLE key_version (
 ) STRICT, WITHOUT ROWID;
 """
 _LIMITS = """
-CREATE TABLE limit_counter (
-    id        INTEGER PRIMARY KEY,
-    name      TEXT NOT NULL UNIQUE,   -- JSON: grant, window in seconds, what is counted apart, and which one
-    window_us INTEGER NOT NULL
-) STRICT;
-CREATE TABLE limit_bucket (
-    counter INTEGER NOT NULL,
-    seq     INTEGER NOT NULL,         -- units taken since the counter began, up to the end of this bucket
-    units   INTEGER NOT NULL,         -- in this bucket
-    last_us INTEGER NOT NULL,         -- record time of the last of them
+CREATE TABLE limit_unit (
+    counter  BLOB NOT NULL,           -- digest of grant, window, what is counted apart, and which one
+    seq      INTEGER NOT NULL,        -- units taken since the counter began, up to the last of this row
+    units    INTEGER NOT NULL,        -- of this row
+    until_us INTEGER NOT NULL,        -- steady time at which the last of them leaves the window; never falls as seq rises
     PRIMARY KEY (counter, seq)
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE clock (
+CREATE TABLE clock (                  -- one row: when the clock was last seen to be right
     id         INTEGER PRIMARY KEY CHECK (id = 1),
-    boot       TEXT NOT NULL,         -- which boot of the host `boot_us` counts from
-    boot_us    INTEGER NOT NULL,      -- by the clock that nobody sets
-    time_us    INTEGER NOT NULL,      -- by the clock that tells the time, at the same moment
-    distrusted TEXT NOT NULL          -- what was seen, until an operator has acknowledged it; empty otherwise
+    boot       TEXT NOT NULL,         -- which boot of the host `uptime_us` counts from
+    uptime_us  INTEGER NOT NULL,
+    time_us    INTEGER NOT NULL,      -- time of day then
+    steady_us  INTEGER NOT NULL,      -- steady time then
+    distrusted TEXT NOT NULL          -- what was seen since, until an operator has acknowledged it; empty otherwise
 ) STRICT;
 """
 STEPS = (_RECORD, _LIMITS)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from keybroker.authority.store import opening
 from keybroker.authority.store.faults import StoreBrokenError, StoreConflictError, is_fatal, name_of, unavailable
+from keybroker.authority.store.units import UnitTable
+from keybroker.authority.timekeeper import ClockRow
 
 # A checkpoint stops the next commit, at 64 waiting, for about 4 ms with 1,000 frames and 14 ms with 4,000; each costs two syncs more.
 CHECKPOINT_FRAMES = 2_000
@@ -101,6 +103,7 @@ class SqliteStore:
         self._lock = lock
         self._frames = 0.0  # in the write-ahead log since the last checkpoint, about
         self._staged = 0  # records of the transaction under way
+        self._units = UnitTable(connection)
 
     @classmethod
     def open(cls, state: Path) -> SqliteStore:
@@ -184,6 +187,21 @@ class SqliteStore:
         """Where the log ends."""
         row = self._db.execute("SELECT idx, time_us FROM record ORDER BY idx DESC LIMIT 1").fetchone()
         return Tail(row[0] + 1, row[1]) if row else Tail(0, 0)
+
+    @property
+    def units(self) -> UnitTable:
+        """The units that limits have taken."""
+        return self._units
+
+    def clock(self) -> ClockRow | None:
+        """When the clock was last seen to be right; None in a database that has never kept it."""
+        row = self._db.execute("SELECT boot, uptime_us, time_us, steady_us, distrusted FROM clock").fetchone()
+        return ClockRow(*row) if row else None
+
+    def save_clock(self, row: ClockRow) -> None:
+        """Keep it. Called inside a transaction."""
+        values = (row.boot, row.uptime_us, row.time_us, row.steady_us, row.distrusted)
+        self._db.execute("INSERT OR REPLACE INTO clock VALUES (1, ?, ?, ?, ?, ?)", values)
 
     def trail_head(self, spiffe_id: str) -> TrailHead:
         """The end of a workload's chain; an empty chain is begun where there is none. Called inside a transaction."""

@@ -25,9 +25,10 @@ def commands(command: Any, words: Words = ()) -> Iterator[tuple[Words, Any]]:
 
 COMMANDS = dict(commands(typer.main.get_command(app)))
 OFFLINE = ("audit", "check")
+CLOCK = [("clock", "show"), ("clock", "acknowledge")]
 ASKING = [words for words in COMMANDS if words[0] in {"sign", "verify", "whoami", "keys", "audit"} and words != OFFLINE]
 TRYING = [words for words in COMMANDS if words[0] == "policy"]
-PRINTING = [*ASKING, *TRYING, OFFLINE, ("check",), ("dev", "init")]
+PRINTING = [*ASKING, *CLOCK, *TRYING, OFFLINE, ("check",), ("dev", "init")]
 OPTIONS = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
 
 
@@ -36,6 +37,7 @@ def test_commands_are_those_of_the_contract() -> None:
         "dev init", "serve", "frontend", "authority", "hsm", "check", "sign", "verify", "whoami",
         "keys list", "keys show", "keys public", "audit tail", "audit query", "audit show", "audit check",
         "policy check", "policy test", "policy simulate", "policy diff",
+        "clock show", "clock acknowledge",
     }  # fmt: skip
 
 

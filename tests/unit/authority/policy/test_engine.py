@@ -67,14 +67,10 @@ ANSWERS = {
     "obligation incomplete": duty(', "evidence": []', ""),
     "obligation unknown": duty("{", '{"mood": [], '),
     "member unknown": answer(maybe="true"),
-    "hours": duty('"hours": []', f'"hours": [{WINDOW}]'),
     "hours, unknown member": duty('"hours": []', '"hours": [{"days": "mon-fri"}]'),
     "hours, no days": duty('"hours": []', f'"hours": [{WINDOW}]'.replace('"mon"', "")),
     "hours, no time": duty('"hours": []', f'"hours": [{WINDOW}]'.replace("08:00", "8:00")),
-    "not before": duty('"not_before": ""', '"not_before": "2026-01-01T00:00:00Z"'),
-    "not after": duty('"not_after": ""', '"not_after": "2026-01-01T00:00:00Z"'),
     "not after, no time": duty('"not_after": ""', '"not_after": "tomorrow"'),
-    "limits": duty('"limits": []', f'"limits": [{LIMIT}]'),
     "limits, none": duty('"limits": []', f'"limits": [{LIMIT}]'.replace("1,", "0,")),
     "limits, incomplete": duty('"limits": []', '"limits": [{"max": 1}]'),
     "quorum": duty('"quorum": []', f'"quorum": [{STAGE}]'),
@@ -87,7 +83,14 @@ ANSWERS = {
     "evidence is text": duty('"evidence": []', '"evidence": ["tpm"]'),
     "observe only is text": duty("false}", '"no"}'),
 }
-CHOICES = "\n\n".join(f'decision := {term} if input.reason == "{name}"' for name, term in ANSWERS.items())
+ENFORCED = {
+    "not before": duty('"not_before": ""', '"not_before": "2026-01-01T00:00:00Z"'),
+    "not after": duty('"not_after": ""', '"not_after": "2026-01-01T00:00:00Z"'),
+    "hours": duty('"hours": []', f'"hours": [{WINDOW}]'),
+    "limits": duty('"limits": []', f'"limits": [{LIMIT}]'),
+    "observed limits": duty('"limits": []', f'"limits": [{LIMIT}]').replace("false}", "true}"),
+}
+CHOICES = "\n\n".join(f'decision := {term} if input.reason == "{name}"' for name, term in (ANSWERS | ENFORCED).items())
 MANY_ANSWERS = f"""\
 package keybroker
 
@@ -137,6 +140,13 @@ def test_whole_answer_is_an_allow_or_a_deny(answering: EmbeddedEngine) -> None:
     assert (allow.verdict, allow.reasons, allow.grants, allow.policy) == (Verdict.ALLOW, (), ("g",), answering.digest)
     denied = decide(answering, request(reason="deny"))
     assert (denied.verdict, denied.reasons, denied.grants, denied.policy) == (Verdict.DENY, ("because",), (), answering.digest)
+
+
+@pytest.mark.parametrize("name", ENFORCED)
+def test_answer_with_obligations_that_are_enforced_is_an_allow_that_carries_them(answering: EmbeddedEngine, name: str) -> None:
+    decision = decide(answering, request(reason=name))
+    assert decision.verdict is Verdict.ALLOW
+    assert not decision.obligations[0].is_empty
 
 
 def test_decision_is_recorded_as_it_was_given(answering: EmbeddedEngine) -> None:

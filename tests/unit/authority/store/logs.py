@@ -16,6 +16,7 @@ from keybroker.authority.journal import Claim, Entry, Journal
 from keybroker.authority.store.faults import StoreBrokenError
 from keybroker.authority.store.opening import DATABASE
 from keybroker.authority.store.sqlite import Pin, SqliteStore
+from keybroker.authority.timekeeper import Timekeeper
 from keybroker.model.call import Signed
 from keybroker.model.record import Draft, KeyFacts, Outcome, RecordKind
 from tests.clocks import START_US, FixedClock
@@ -56,7 +57,9 @@ async def journal_on(
 ) -> AsyncIterator[tuple[Journal, SqliteStore]]:
     """A journal on a state directory, closed when the block is left."""
     store = SqliteStore.open(state)
-    journal = Journal(store, clock or FixedClock(), LOG, Generation(), on_broken)
+    clock = clock or FixedClock()
+    timekeeper = Timekeeper(clock, store.clock(), store.tail().time_us, 86_400)
+    journal = Journal(store, clock, LOG, Generation(), timekeeper, on_broken)
     try:
         yield journal, store
     finally:
