@@ -104,6 +104,10 @@ class FakeTokens:
         del token, ref
         return self.available
 
+    async def wait(self, token: str, ref: str) -> None:
+        del token, ref
+        raise HsmUnavailableError("none", retry_after=1)
+
     def distrust(self, worker: str) -> None:
         self.distrusted.append(worker)
 

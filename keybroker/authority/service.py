@@ -258,16 +258,18 @@ class KeyUseService:
         if refusal is not None:
             await self._refuse(request, decision, refusal)
         try:
-            return self._usable_version(request)
+            return await self._usable_version(request)
         except RefusalError as err:
             await self._refuse(request, decision, err)
 
-    def _usable_version(self, request: KeyUse) -> KeyVersion:
+    async def _usable_version(self, request: KeyUse) -> KeyVersion:
         """The key version that will sign. Asked only after the rules have allowed it, so that it tells strangers nothing."""
         if request.key is None:
             raise _not_found()
-        if request.version is None or not self._tokens.is_available(request.key.token, request.ref):
-            raise HsmUnavailableError("No session of this key's token is in service.", retry_after=1)
+        if request.version is None:
+            raise HsmUnavailableError("The token of this key has not shown it yet.", retry_after=1)
+        if not self._tokens.is_available(request.key.token, request.ref):
+            await self._tokens.wait(request.key.token, request.ref)
         if request.body.algorithm.family is not request.version.family:
             able = ", ".join(each.value for each in request.key.algorithms)
             raise InvalidError("The key cannot do this algorithm.", pointers=(("/algorithm", f"this key does {able}"),))

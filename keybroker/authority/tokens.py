@@ -42,8 +42,13 @@ from keybroker.wire import Link
 
 MAX_TASKS_PER_WORKER = 1024
 DISTRUST_SECONDS = 30.0
+SESSION_WAIT_SECONDS = 1.0
+_SESSION_POLL_SECONDS = 0.05
+_NO_SESSION_LEFT = "CKR_SESSION_COUNT"
+_FULL_SECONDS = 10.0  # longer than the hsm room waits before it tries again
 _OPEN_SECONDS = 10.0
 _RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.5, 4.0
+_NOT_IN_SERVICE = "No session of this key's token is in service."
 
 _log = logger()
 
@@ -87,6 +92,14 @@ class Tokens(Protocol):
         """Whether any worker could use this key now."""
         ...
 
+    async def wait(self, token: str, ref: str) -> None:
+        """Called where none could: returns if one can soon.
+
+        Raises:
+            HsmUnavailableError, OverloadedError: none can.
+        """
+        ...
+
     async def sign(self, token: str, ref: str, algorithm: Algorithm, data: bytes) -> TokenSignature:
         """A signature that nobody has checked yet."""
         ...
@@ -102,7 +115,7 @@ class Worker:
     def __init__(self, name: str, token: str, link: TokenLink, index: int, keys: tuple[OpenKey, ...], judge: Judge, note: Note) -> None:
         self.name = name
         self.facts = TokenFacts("", "")
-        self.trouble = "not connected"
+        self._trouble = "not connected"
         self._token = token
         self._keys = keys
         self._judge = judge
@@ -110,6 +123,7 @@ class Worker:
         self._watchdog_s = 0.0
         self._usable: frozenset[str] = frozenset()
         self._distrusted_until = 0.0
+        self._token_full_until = 0.0
         self._is_silent = False
         self._opening: asyncio.Task[None] | None = None
         self._answers = 0
@@ -125,6 +139,16 @@ class Worker:
     def is_in_service(self) -> bool:
         """Whether requests may be sent here now."""
         return bool(self.facts.serial or self.facts.label) and not self._is_silent
+
+    @property
+    def is_token_full(self) -> bool:
+        """Whether the token had no session left for this worker when it last asked for one, a moment ago."""
+        return not self.is_in_service and time.monotonic() < self._token_full_until
+
+    @property
+    def trouble(self) -> str:
+        """Why it is not in service, in words; empty if it is."""
+        return "the token has no session left" if self.is_token_full else self._trouble
 
     @property
     def load(self) -> int:
@@ -209,6 +233,7 @@ class Worker:
         product = result.product
         if isinstance(product, TaskFailed) and product.is_session_lost:
             self._has_ended = True
+            self._token_full_until = time.monotonic() + _FULL_SECONDS if product.ckr == _NO_SESSION_LEFT else 0.0
             self._leave_service(f"lost its session: {product.ckr}")
 
     def _on_change(self, is_up: bool, why: Exception | None) -> None:  # noqa: FBT001  the callback's one argument is the fact itself
@@ -229,7 +254,7 @@ class Worker:
     def _leave_service(self, why: str) -> None:
         self._usable = frozenset()
         self.facts = TokenFacts("", "")
-        self.trouble = why
+        self._trouble = why
 
     def _stop_opening(self) -> None:
         if self._opening is not None:
@@ -249,7 +274,7 @@ class Worker:
                     self._watchdog_s = deadline_ms / 1000
                     await self._open_keys(TokenFacts(serial, label))
                 case NeedsOperator(reason):
-                    self.trouble = f"needs an operator: {reason}"  # the room puts a worker in its place when one has looked
+                    self._trouble = f"needs an operator: {reason}"  # the room puts a worker in its place when one has looked
                     self._note("token-needs-operator", f"{self._token}: {reason}")
                 case _:
                     raise RoomUnavailableError("the worker has no session")
@@ -276,7 +301,7 @@ class Worker:
                     usable.add(key.ref)
             self._usable = frozenset(usable)
             if not self.is_in_service:
-                self.facts, self.trouble = facts, ""
+                self.facts, self._trouble = facts, ""
                 _log.info("worker in service", worker=self.name, keys=len(usable))
             if not unseen:
                 return
@@ -342,6 +367,22 @@ class TokenPool:
         """Whether any worker could use this key now."""
         return any(worker.can_use(ref) for worker in self._workers[token])
 
+    async def wait(self, token: str, ref: str) -> None:
+        """Called where no worker could use the key: wait a moment for one, if what is missing is a session of the token.
+
+        Raises:
+            OverloadedError: the token has no session left, and none has become free.
+            HsmUnavailableError: it is something else, which takes longer than anyone should wait.
+        """
+        deadline = time.monotonic() + SESSION_WAIT_SECONDS
+        while any(worker.is_token_full for worker in self._workers[token]):
+            if time.monotonic() >= deadline:
+                raise OverloadedError("The token of this key has no session left.", retry_after=1)
+            await asyncio.sleep(_SESSION_POLL_SECONDS)
+            if self.is_available(token, ref):
+                return
+        raise HsmUnavailableError(_NOT_IN_SERVICE, retry_after=1)
+
     async def sign(self, token: str, ref: str, algorithm: Algorithm, data: bytes) -> TokenSignature:
         """Have the least busy worker sign; once more elsewhere if the first certainly made no signature.
 
@@ -371,7 +412,7 @@ class TokenPool:
     def _choose(self, token: str, ref: str, without: frozenset[Worker]) -> Worker:
         able = [worker for worker in self._workers[token] if worker not in without and worker.can_use(ref)]
         if not able:
-            raise HsmUnavailableError("No session of this key's token is in service.", retry_after=1)
+            raise HsmUnavailableError(_NOT_IN_SERVICE, retry_after=1)
         worker = min(able, key=lambda each: each.load)
         if worker.load >= MAX_TASKS_PER_WORKER:
             raise OverloadedError("The token has too many requests waiting.", retry_after=1)

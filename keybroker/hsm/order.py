@@ -23,6 +23,7 @@ ENDINGS = {
     EXIT_LOGIN: "no session",
 }
 READY = b"ready\n"
+FULL = b"full\n"
 REFUSED = b"refused "
 
 _CLOCK = struct.Struct("Q")

@@ -80,6 +80,10 @@ class LoginFailedError(TokenError):
     """No session, for another reason than the PIN, as far as the token says."""
 
 
+class NoSessionLeftError(LoginFailedError):
+    """The token has all the sessions that it can have. No PIN was sent."""
+
+
 class Pkcs11Token:
     """One session of one token, logged in, with the private keys that were opened on it."""
 
@@ -102,7 +106,7 @@ class Pkcs11Token:
 
         Raises:
             PinRefusedError: the token refused the PIN, or might have.
-            LoginFailedError: the token did not give a session.
+            LoginFailedError, NoSessionLeftError: the token did not give a session.
             TokenError: anything else that is wrong with module or token.
             ConfigError: the PIN file cannot be used.
         """
@@ -119,7 +123,8 @@ class Pkcs11Token:
             name = ckr_name(err)
             if name in return_codes.PIN_REFUSED:
                 raise PinRefusedError(name) from err
-            raise LoginFailedError(f"no session: {name}") from err
+            kind = NoSessionLeftError if name == return_codes.NO_SESSION_LEFT else LoginFailedError
+            raise kind(f"no session: {name}") from err
 
     def probe(self) -> Alive:
         """One cheap call into the token.

@@ -11,6 +11,9 @@ PIN_REFUSED = frozenset(
 )
 """Answers of C_Login after which another attempt could lock the token."""
 
+NO_SESSION_LEFT = "CKR_SESSION_COUNT"
+"""The token has all the sessions that it can have, ours or another program's; it has not been asked for a PIN yet."""
+
 SESSION_LOST = frozenset(
     {
         "CKR_CRYPTOKI_NOT_INITIALIZED",

@@ -26,7 +26,7 @@ from types import FrameType
 
 from keybroker.config import Config, HsmConfig, TokenConfig
 from keybroker.errors import ConfigError
-from keybroker.hsm.order import ENDINGS, EXIT_PIN_REFUSED, EXIT_TOKEN, READY, REFUSED, BusyClock, LogOrder, WorkerOrder
+from keybroker.hsm.order import ENDINGS, EXIT_PIN_REFUSED, EXIT_TOKEN, FULL, READY, REFUSED, BusyClock, LogOrder, WorkerOrder
 from keybroker.hsm.pin import Pin
 from keybroker.process import EXIT_CONFIG, harden, uid_of
 from keybroker.telemetry import configure, logger
@@ -144,7 +144,7 @@ class Room:
                 self._start(seat, self._config.tokens[seat.token])
 
     def _hear(self, seat: Seat) -> None:
-        """A worker says one thing, once: that it listens, or that the token refused the PIN."""
+        """A worker says one thing, once: that it listens, with a session or without one, or that the token refused the PIN."""
         if seat.is_ready or seat.process is None or seat.process.stdout is None:
             return
         fd = seat.process.stdout.fileno()
@@ -154,6 +154,10 @@ class Room:
             if not seat.tells:
                 self._failed_logins.discard(seat.token)
                 _log.info("worker logged in", worker=seat.name, pid=seat.process.pid)
+        elif line == FULL:
+            seat.is_ready = True
+            self._failed_logins.add(seat.token)
+            _log.warning("the token has no session left", worker=seat.name, cure="end other programs that use it, or name fewer `sockets`")
         elif line.startswith(REFUSED):
             seat.refusal = line.removeprefix(REFUSED).strip().decode(errors="replace")
 

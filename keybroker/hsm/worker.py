@@ -24,14 +24,15 @@ from keybroker.hsm.order import (
     EXIT_PIN_REFUSED,
     EXIT_SESSION_LOST,
     EXIT_TOKEN,
+    FULL,
     READY,
     REFUSED,
     BusyClock,
     LogOrder,
     WorkerOrder,
 )
-from keybroker.hsm.pkcs11_token import CallError, LoginFailedError, PinRefusedError, Pkcs11Token, failure_of
-from keybroker.hsm.return_codes import REQUEST_REFUSED
+from keybroker.hsm.pkcs11_token import CallError, LoginFailedError, NoSessionLeftError, PinRefusedError, Pkcs11Token, failure_of
+from keybroker.hsm.return_codes import NO_SESSION_LEFT, REQUEST_REFUSED
 from keybroker.model.task import (
     MAX_TASK_BYTES,
     AnyProduct,
@@ -68,7 +69,7 @@ class Worker:
     """Does tasks in order, one connection at a time.
 
     Args:
-        token: logged in; None where nobody may log in.
+        token: logged in; None where nobody may log in, or the token has no session left.
         busy: the shared page.
         order: what the room said.
         log: signs checkpoints; or why it does not.
@@ -121,7 +122,10 @@ class Worker:
 
     def _do(self, task: Task) -> AnyProduct:  # noqa: PLR0911  one line for each task
         if self._token is None:
-            return NeedsOperator(self._order.needs_operator)
+            if self._order.needs_operator:
+                return NeedsOperator(self._order.needs_operator)
+            self._is_session_lost = True  # said once; the next process tries again
+            return TaskFailed(NO_SESSION_LEFT, may_have_signed=False, is_session_lost=True)
         self._busy.begin()
         try:
             match task.work:
@@ -179,8 +183,12 @@ def main() -> int:
     os.environ.update(order.environment)
     busy = BusyClock(order.busy_fd)
     busy.begin()  # a module that hangs at C_Initialize or C_Login is seen too
+    token, greeting = None, READY
     try:
         token = None if order.needs_operator else Pkcs11Token.log_in(order.uri, is_careful=order.is_careful)
+    except NoSessionLeftError as err:
+        sys.stderr.write(f"hsm: {err}\n")
+        greeting = FULL
     except PinRefusedError as err:
         sys.stderr.write(f"hsm: {err}\n")
         _tell_room(REFUSED + err.reason.encode() + b"\n")
@@ -199,7 +207,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGHUP):  # for the room, where they come to the whole group
         signal.signal(number, signal.SIG_IGN)
     with bind(order.socket, order.authority_uid) as listener:
-        _tell_room(READY)
+        _tell_room(greeting)
         status = worker.serve(listener)
     busy.begin()  # the module may hang at C_Logout or, when this process ends, at C_Finalize
     if token is not None and status == 0:

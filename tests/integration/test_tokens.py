@@ -53,6 +53,7 @@ class FakeWorker:
     family: str = "ec-p256"
     refuses: str = ""
     needs_operator: str = ""
+    is_full: bool = False
     watchdog_ms: int = 0
     answers_for: str = ""
     open_fails: str = ""
@@ -67,6 +68,10 @@ class FakeWorker:
             self.channels.append(channel)
         product: AnyProduct
         match task.work:
+            case Probe() if self.is_full:
+                channel.send(Result(task.id, TaskFailed("CKR_SESSION_COUNT", may_have_signed=False, is_session_lost=True)))
+                channel.close()
+                return
             case Probe():
                 self.probed += 1
                 product = NeedsOperator(self.needs_operator) if self.needs_operator else Alive("01", "fake", 1, self.watchdog_ms)
@@ -377,6 +382,38 @@ def test_queue_of_a_worker_is_bounded_and_the_next_request_is_refused_at_once(tm
             answers = await asyncio.gather(*waiting, return_exceptions=True)
             assert [type(each) for each in answers] == [SigningFailedError] * 5 + [OverloadedError] * 3
             assert worker.signed == 5
+
+    asyncio.run(main())
+
+
+@pytest.mark.case(54)
+@pytest.mark.parametrize("becomes_free", [False, True])
+def test_request_waits_a_bounded_time_for_a_session_and_is_then_told_of_an_overload(tmp_path: Path, *, becomes_free: bool) -> None:
+    async def main() -> None:
+        async with pool_of(tmp_path, 1) as (pool, _, _):
+            async with FakeWorker(tmp_path / "w0.sock", is_full=True).serving():
+                await until(lambda: pool.troubles() == {"fake": "the token has no session left"})
+            waiting = asyncio.ensure_future(pool.wait("fake", "orders/1"))
+            await asyncio.sleep(0.1)
+            assert not waiting.done()
+            if becomes_free:
+                async with FakeWorker(tmp_path / "w0.sock").serving():
+                    await waiting
+                    await sign(pool)
+                return
+            with pytest.raises(OverloadedError) as caught:
+                await asyncio.wait_for(waiting, 10)
+            assert caught.value.retry_after == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.case(54)
+def test_request_is_refused_at_once_where_it_is_no_session_that_is_missing(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with pool_of(tmp_path, 1) as (pool, _, _):
+            with pytest.raises(HsmUnavailableError):
+                await asyncio.wait_for(pool.wait("fake", "orders/1"), 0.5)
 
     asyncio.run(main())
 
