@@ -38,7 +38,7 @@ GROUPS: dict[str, dict[int, str]] = {
         15: "A digest of the wrong length, an algorithm that the key cannot do: 422 or 403",
         16: "Smuggling: both lengths, two lengths, bare LF, folded lines, no Host or two, HTTP/0.9, HTTP/2: one 400 and the door",
         17: "Too many headers, too long a target: 431 and 414",
-        18: "An unknown key and a key of somebody else: the same answer by the same code path",
+        18: "An unknown key and a key of somebody else: the same answer by the same code path, in the same time",
         19: "A key name with escapes, dots, quotes, SQL, URI metacharacters: refused, nothing looked up",
         20: "The same idempotency key again: the same use; with another body: refused; at once: one use",
     },
