@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -297,6 +300,33 @@ def test_instance_that_cannot_be_made_again_is_a_failure_until_it_can(tmp_path: 
         assert failed(decide(engine, request()), "policy-unavailable")
         assert failed(decide(engine, request()), "policy-unavailable")
     assert decide(engine, request()).verdict is Verdict.ALLOW
+
+
+def test_event_loop_goes_on_while_an_instance_is_made_again_and_one_is_made_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = default_engine(load(tmp_path, a=GOOD))
+    made: list[int] = []
+
+    def slowly(module: WasmModule, data: bytes) -> WasmInstance:
+        made.append(threading.get_ident())
+        time.sleep(0.3)
+        return WasmInstance(module, data)
+
+    async def main() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(wasm, "FUEL", 1_000)
+            assert failed(await engine.decide(request()), "policy-unavailable")
+        monkeypatch.setattr(engine_module, "WasmInstance", slowly)
+        waiting = [asyncio.ensure_future(engine.decide(request(reason=f"reason {number}"))) for number in range(3)]
+        await asyncio.sleep(0.05)
+        assert len(made) == 1  # it is being made, and this runs
+        assert not any(each.done() for each in waiting)
+        assert [each.verdict for each in await asyncio.gather(*waiting)] == [Verdict.ALLOW] * 3
+        assert made == [made[0]]
+        assert made[0] != threading.get_ident()
+
+    asyncio.run(main())
 
 
 # The digest.
