@@ -24,7 +24,7 @@ from keybroker.frontend.authority_link import AuthorityLink
 from keybroker.frontend.exchange import SCOPE_KEY, Exchange, HttpAnswer, HttpRequest
 from keybroker.frontend.metrics import FrontendMetrics
 from keybroker.frontend.problems import ProblemError
-from keybroker.frontend.reading import Reading
+from keybroker.frontend.reading import Reading, refuse_parameters
 from keybroker.frontend.signing import Signing, json_answer
 from keybroker.telemetry import logger
 from keybroker.tracing import Tracer
@@ -80,6 +80,7 @@ class Application:
     async def _sign(self, exchange: Exchange, found: re.Match[str], request: HttpRequest) -> HttpAnswer:
         if request.method != "POST":
             raise HTTPException(405, headers={"allow": "POST"})
+        refuse_parameters(request.query)
         return await self._signing[found[2]](exchange, found[1], request)
 
 
@@ -93,7 +94,8 @@ class _FastApiRoutes:
         app.include_router(Reading(authority).router())
         described = json_answer(openapi.document(app))
 
-        async def describe(_request: Request) -> Response:
+        async def describe(request: Request) -> Response:
+            refuse_parameters(request.scope["query_string"])
             return Response(described.body, described.status, described.headers)
 
         app.add_api_route(DOCUMENT, describe, methods=["GET", "HEAD"], include_in_schema=False, response_model=None)

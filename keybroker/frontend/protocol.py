@@ -112,6 +112,7 @@ class BoundedHttpProtocol(asyncio.Protocol):
         self._due = math.inf  # of the loop's clock: when this phase has taken too long
         self._answering: asyncio.Task[None] | None = None
         self._writable: asyncio.Future[None] | None = None  # while nobody reads what was written
+        self._line = b""  # the first line of this request, as it was sent: the parser takes RTSP/1.1 and ICE/1.1 for HTTP/1.1
         self._url = b""
         self._headers: Headers = []
         self._head_bytes = 0
@@ -183,6 +184,8 @@ class BoundedHttpProtocol(asyncio.Protocol):
             if self._dropped > self._limits.linger_bytes:
                 self._transport.pause_reading()
             return
+        if self._phase is _Phase.QUIET or self._phase is _Phase.HEAD:
+            self._keep_line(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -221,7 +224,7 @@ class BoundedHttpProtocol(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Everything but the body is there: judge it."""
         self._phase = _Phase.BODY
-        if self._parser.get_http_version() != "1.1":
+        if not self._line.endswith(b" HTTP/1.1\r\n"):
             self._stop(MalformedError("Only HTTP/1.1 is spoken here."))
         if self._parser.should_upgrade():
             self._stop(MalformedError("This server speaks HTTP/1.1 and nothing else."))
@@ -250,10 +253,17 @@ class BoundedHttpProtocol(asyncio.Protocol):
         """The request is whole: have it answered."""
         self._phase = _Phase.ANSWERING
         self._due = math.inf
+        self._line = b""
         body = b"".join((*self._body, self._body_end))
         self._clear_body()
         request = HttpRequest(self._client, self._parser.get_method().decode(), self._path.decode(), self._query, self._headers, body)
         self._answering = self._loop.create_task(self._answer(request, self._parser.should_keep_alive()))
+
+    def _keep_line(self, data: bytes) -> None:
+        if not self._line.endswith(b"\n"):
+            if not self._line:
+                data = data.lstrip(b"\r\n")  # a request may have empty lines before it (RFC 9112 section 2.2)
+            self._line += data[: data.find(b"\n") + 1] or data
 
     # What leaves
 

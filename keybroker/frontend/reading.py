@@ -6,16 +6,17 @@ import re
 from collections.abc import Callable
 from enum import Enum
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl
 
 import msgspec
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 from starlette.requests import Request
 from starlette.responses import Response
 
 from keybroker.clock import from_rfc3339
-from keybroker.errors import NotFoundError
+from keybroker.errors import InvalidError, NotFoundError
 from keybroker.frontend import public_keys, signing
 from keybroker.frontend.authority_link import AuthorityLink
 from keybroker.frontend.exchange import Exchange
@@ -79,6 +80,21 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def refuse_parameters(query: bytes) -> None:
+    """For a route that takes no query parameters.
+
+    Raises:
+        InvalidError: there is something in the query.
+    """
+    if query:
+        names = [name[:64] for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True)][:20]
+        raise InvalidError("This route takes no query parameters.", pointers=tuple((f"/{name}", "unknown") for name in names))
+
+
+async def _takes_none(request: Request) -> None:
+    refuse_parameters(request.scope["query_string"])
+
+
 class PublicParameters(Parameters):
     """How to write a public key, and of which version; the one that signs, if absent."""
 
@@ -137,16 +153,19 @@ class Reading:
     def router(self) -> APIRouter:
         """The routes under /v1."""
         router = APIRouter(prefix="/v1")
-        for path, endpoint, shape in (
-            ("/whoami", self.whoami, "Whoami"),
-            ("/keys", self.keys, "Keys"),
-            ("/keys/{key}", self.key, "Key"),
-            ("/keys/{key}/public", self.public, "PublicKey"),
-            ("/jwks", self.jwks, "JwkSet"),
-            ("/audit/records", self.records, "RecordPage"),
-            ("/audit/records/{index}", self.record, "Record"),
+        plain = [Depends(_takes_none)]
+        for path, endpoint, shape, dependencies in (
+            ("/whoami", self.whoami, "Whoami", plain),
+            ("/keys", self.keys, "Keys", plain),
+            ("/keys/{key}", self.key, "Key", plain),
+            ("/keys/{key}/public", self.public, "PublicKey", []),
+            ("/jwks", self.jwks, "JwkSet", plain),
+            ("/audit/records", self.records, "RecordPage", []),
+            ("/audit/records/{index}", self.record, "Record", plain),
         ):
-            router.add_api_route(path, endpoint, methods=["GET"], openapi_extra={"x-shape": shape}, response_model=None)
+            router.add_api_route(
+                path, endpoint, methods=["GET"], openapi_extra={"x-shape": shape}, response_model=None, dependencies=dependencies
+            )
         return router
 
     async def whoami(self, request: Request) -> Response:

@@ -159,12 +159,22 @@ def test_unknown_route_gets_404(served: Served, target: str) -> None:
     assert not served.authority.calls
 
 
+@pytest.mark.parametrize("route", ["sign", "sign/batch", "sign/explain"])
+def test_query_parameter_of_a_route_that_signs_gets_422_and_nothing_is_asked(served: Served, route: str) -> None:
+    target = f"/v1/keys/orders/{route}?format=p1363"
+    document = problem(only(served.ask(sign(BODY, target=target, close=True))), 422, "invalid")
+    assert document["errors"] == [{"pointer": "/format", "detail": "unknown"}]
+    assert not served.authority.calls
+
+
 @pytest.mark.parametrize(
     "target",
     ["/v1/whoami?a=1&a=2", "/v1/audit/records?limit=1&limit=2", "/v1/audit/records?limit=1&l%69mit=2", "/v1/audit/records?nothing=1",
      "/v1/audit/records?limit=0", "/v1/audit/records?limit=1001", "/v1/audit/records?limit=x", "/v1/audit/records?limit=07",
      "/v1/audit/records?limit=%2b7", "/v1/audit/records?kind=nothing",
      "/v1/audit/records?since=yesterday", "/v1/keys/orders/public?format=der", "/v1/keys/orders/public?version=0",
+     "/v1/whoami?a", "/v1/whoami?=", "/v1/keys?format=pem", "/v1/keys/orders?version=1", "/v1/jwks?x=1", "/v1/audit/records/1?x=1",
+     "/v1/openapi.json?x=1",
      "/v1/whoami?" + "&".join(f"a{number}" for number in range(101))],
 )  # fmt: skip
 def test_query_parameter_gets_422_if_repeated_unknown_or_wrong(served: Served, target: str) -> None:
