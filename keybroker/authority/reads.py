@@ -146,9 +146,9 @@ class Reads:
             after=_after(ask.cursor),
             limit=max(1, min(ask.limit, MAX_PAGE)),
         )
+        await self._record_read(asker, _audit_input(asker, trail), decision, what="records", filters=_filters(ask))
         if ask.principal:  # no request can carry a principal yet, so none of the records has one
             return RecordsReply((), "")
-        await self._record_read(asker, _audit_input(asker, trail), decision, what="records")
         page = await self._in_thread(self._reader.page, wanted)
         return RecordsReply(page.leaves, "" if page.last is None else str(page.last))
 
@@ -225,8 +225,8 @@ class Reads:
         """What the rules say, and the moments that they name."""
         return as_of_now(await self._rules.engine.decide(canonical(question)), self._timekeeper)
 
-    async def _record_read(self, asker: Asker, question: PolicyInput, decision: Decision, *, what: str) -> None:
-        draft = _draft(RecordKind.READ, asker, question, decision, what=what, observed=decision.observed)
+    async def _record_read(self, asker: Asker, question: PolicyInput, decision: Decision, **body: Any) -> None:
+        draft = _draft(RecordKind.READ, asker, question, decision, observed=decision.observed, **body)
         await self._journal.write(Entry(draft))
 
     async def _deny(self, asker: Asker, workload: str, decision: Decision, refusal: RefusalError) -> None:
@@ -277,6 +277,16 @@ def _pattern(workload: str) -> Pattern | None:
         return Pattern.parse(workload)
     except PatternError as err:
         raise InvalidError("The workload is not a pattern.", pointers=(("/workload", str(err)),)) from err
+
+
+def _filters(ask: QueryRecords) -> dict[str, str]:
+    """What was asked for, as it goes on record: the filters that were given, by the names that HTTP has for them."""
+    given = msgspec.structs.asdict(ask)
+    del given["limit"]  # not what, but how much at once
+    for name in ("since", "until"):
+        us = given.pop(f"{name}_us")
+        given[name] = to_rfc3339(us) if us else ""
+    return {name: str(value) for name, value in given.items() if value}
 
 
 def _after(cursor: str) -> int:

@@ -7,6 +7,7 @@ record too, and the old stays in force.
 from __future__ import annotations
 
 import asyncio
+from pathlib import PurePath
 
 from keybroker.authority.generation import Generation
 from keybroker.authority.journal import Entry, Journal
@@ -73,7 +74,7 @@ class Watch:
             del self._unrecorded[name]
         for problem in set(problems) - self._problems:
             _log.error("a changed file cannot be used; the old one stays in force", problem=problem)
-            self._security.note("file-refused", problem.splitlines()[0][:200])
+            self._security.note("file-refused", _without_path(problem)[:200])
         self._problems = frozenset(problems)
 
     async def _look_at_policy(self, problems: list[str]) -> None:
@@ -86,3 +87,9 @@ class Watch:
         self._policy.adopt(candidate)
         self._generation.advance()
         _log.info("policy changed", policy=candidate.digest)
+
+
+def _without_path(problem: str) -> str:
+    """The first line of a problem, which begins with the place that it is in: its file by name, for readers who know no path here."""
+    place, separator, what = problem.splitlines()[0].partition(": ")
+    return f"{PurePath(place).name}{separator}{what}"

@@ -129,6 +129,19 @@ def test_filters_narrow_the_page(tmp_path: Path, wanted: QueryRecords, count: in
     with_broker(tmp_path, test)
 
 
+def test_filters_that_were_asked_are_on_record_and_no_others(tmp_path: Path) -> None:
+    async def test(broker: FakeBroker) -> None:
+        broker.rules.engine = TrailEngine("", OTHER)
+        asked = QueryRecords(workload=OTHER, principal="alice", outcome="signed", since_us=1_764_000_000_000_000, cursor="7")
+        await broker.reads.query_records(broker.asker, asked)
+        given = {"workload": OTHER, "principal": "alice", "outcome": "signed", "since": "2025-11-24T16:00:00.000000Z", "cursor": "7"}
+        assert broker.records()[-1]["body"]["filters"] == given
+        await broker.reads.query_records(broker.asker, QueryRecords())
+        assert broker.records()[-1]["body"]["filters"] == {}
+
+    with_broker(tmp_path, test)
+
+
 def test_use_filter_finds_intent_and_outcome(tmp_path: Path) -> None:
     async def test(broker: FakeBroker) -> None:
         broker.rules.engine = TrailEngine("")
