@@ -51,7 +51,7 @@ _CURES: dict[type[errors.KeyBrokerError], str] = {
     OwnFilesError: "check --svid (KEYBROKER_SVID) and --bundle (KEYBROKER_BUNDLE)",
     errors.TooLargeError: "a message is at most 256 KiB: use --digest, which sends only the hash of the file",
     errors.SvidInvalidError: "get a fresh SVID, and check --svid; `openssl x509 -text` shows what is in it",
-    errors.DeniedError: "`keybroker sign --explain` shows the rules; whoever writes the grants can change them",
+    errors.DeniedError: "whoever writes the grants can change them; for a signature, `keybroker sign --explain` shows the rules",
     errors.NotFoundError: "check the name with `keybroker keys list`; if it is right, ask for a grant on it",
     errors.IdempotencyMismatchError: "give each new request its own idempotency key",
     errors.InProgressError: "ask again with the same idempotency key",

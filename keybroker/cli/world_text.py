@@ -59,6 +59,7 @@ authority:
   checkpoints: {{token: development, key: log.vkey, anchor: anchor/checkpoint}}
   bundles: {{{domain}: bundle.pem}}
   grants: grants
+  deny_list: denied.yaml
   tokens:
     development: {{sockets: [{sockets}]}}
   keys:
@@ -70,6 +71,13 @@ hsm:
       sockets: [{sockets}]
       module_environment: {{SOFTHSM2_CONF: softhsm2.conf}}
       log: {{origin: {origin}, object: {log_label}}}
+"""
+
+_DENY_LIST = """\
+# Who is refused whatever their SVID says; read again when it changes. An entry is an identity, or one certificate by its serial number:
+#   - {spiffe_id: spiffe://DOMAIN/payments/api, reason: "laptop stolen, ticket 7"}
+#   - {svid_serial: "5ef07b4e...", reason: "laptop stolen, ticket 7"}
+denied: []
 """
 
 _KEY = "    {name}: {{token: development, versions: [{{version: 1, object: {name}}}]{labels}}}\n"
@@ -88,6 +96,11 @@ def grants(domain: str) -> str:
 def release_grant(domain: str) -> str:
     """The grant that waits for quorums."""
     return _RELEASE.replace("DOMAIN", domain)
+
+
+def deny_list(domain: str) -> str:
+    """The deny list, with nobody on it."""
+    return _DENY_LIST.replace("DOMAIN", domain)
 
 
 def configuration(domain: str, uri: str, ports: tuple[int, int], workers: int, owners: Mapping[str, str], names: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from tests.worlds import PROGRAM, World, clean_environment, make_world, served
 
 FILES = {
     "keybroker.yaml": 0o644, "ca.pem": 0o644, "ca-key.pem": 0o600, "bundle.pem": 0o644, "pin": 0o600, "softhsm2.conf": 0o600,
-    "grants/development.yaml": 0o644, "grants/release.yaml.off": 0o644, "log.vkey": 0o644,
+    "grants/development.yaml": 0o644, "grants/release.yaml.off": 0o644, "log.vkey": 0o644, "denied.yaml": 0o644,
 }  # fmt: skip
 IDENTITIES = {
     "payments-api": "payments/api", "ci-release": "ci/release", "alice": "human/alice", "bob": "human/bob", "carol": "human/carol",

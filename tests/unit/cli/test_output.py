@@ -100,7 +100,7 @@ def test_error_says_why_where_the_cure_and_what_to_quote(capsys: pytest.CaptureF
     assert lines[:5] == [
         "error: A rule said no.",
         "  reasons: no-grant, x\\n",
-        "  cure: `keybroker sign --explain` shows the rules; whoever writes the grants can change them",
+        "  cure: whoever writes the grants can change them; for a signature, `keybroker sign --explain` shows the rules",
         "  use: 01JUSE",
         "  request: 01JREQ",
     ]
