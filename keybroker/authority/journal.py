@@ -370,7 +370,7 @@ class _Group:
 
 def _row(draft: Draft, index: int, time_us: int, head: TrailHead | None, digest: bytes, leaf: bytes) -> LeafRow:
     return LeafRow(
-        index=index,
+        idx=index,
         time_us=time_us,
         kind=draft.kind.value,
         trail=head.rowid if head else None,

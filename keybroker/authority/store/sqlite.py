@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from keybroker.authority.store import opening
 from keybroker.authority.store.faults import StoreBrokenError, StoreConflictError, is_fatal, name_of, unavailable
@@ -41,11 +42,10 @@ _OPEN_USES = _statements("INSERT INTO open_use VALUES ", "(?,?)")
 _CLOSE_USES = _statements("DELETE FROM open_use WHERE use IN (", "?", ")")
 
 
-@dataclass(frozen=True, slots=True)
-class LeafRow:
-    """One record as it is stored."""
+class LeafRow(NamedTuple):
+    """One record as it is stored, column by column; a tuple, because one is made for each record and handed to SQLite as it is."""
 
-    index: int
+    idx: int
     time_us: int
     kind: str
     trail: int | None
@@ -54,7 +54,7 @@ class LeafRow:
     outcome: str
     use: str
     hash: bytes
-    leaf: bytes = field(repr=False)
+    leaf: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,10 +222,7 @@ class SqliteStore:
             closed: uses whose outcomes are.
         """
         self._staged += len(rows)
-        self._execute(
-            _ADD_RECORDS,
-            [(r.index, r.time_us, r.kind, r.trail, r.trail_index, r.key, r.outcome, r.use, r.hash, r.leaf) for r in rows],
-        )
+        self._execute(_ADD_RECORDS, rows)
         self._execute(_OPEN_USES, list(opened))
         self._execute(_CLOSE_USES, [(use,) for use in closed])
 
