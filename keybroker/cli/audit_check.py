@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,7 +35,7 @@ def check(
     from keybroker.authority.store import fsck
 
     started = time.monotonic()
-    with _progress() as progress:
+    with output.progress("checking") as progress:
         report = fsck.check(state, progress)
     seconds = time.monotonic() - started
     if as_json:
@@ -80,17 +77,3 @@ def _as_json(report: Report, seconds: float) -> dict[str, Any]:
         "first_bad": report.first_bad,
         "seconds": round(seconds, 3),
     }
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal; nothing elsewhere."""
-    if not sys.stderr or not sys.stderr.isatty():
-        yield lambda _done, _of: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task("checking", total=None)
-        yield lambda done, of: bars.update(bar, completed=done, total=of or None)

@@ -1,4 +1,4 @@
-"""`keybroker policy`, as a user runs it. No broker serves."""
+"""`keybroker policy`, as a user runs it: it asks no broker, and reads the record beside one that serves."""
 
 from __future__ import annotations
 
@@ -6,15 +6,8 @@ import json
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from tests.policies import GOOD
-from tests.worlds import PROGRAM, World, clean_environment, make_world
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("policy") / "world")
+from tests.worlds import PROGRAM, World, clean_environment
 
 
 def run(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -114,3 +107,34 @@ def test_diff_says_who_gains_and_who_loses(tmp_path: Path) -> None:
     assert {line["change"] for line in json.loads(run("diff", old, new, "--json").stdout)["lines"]} == {"gained", "lost"}
     same = run("diff", old, old)
     assert (same.returncode, same.stdout, same.stderr) == (0, "", "no difference: every request gets the same answer\n")
+
+
+def test_replay_beside_a_broker_says_what_a_candidate_would_change(world: World, tmp_path: Path) -> None:
+    with world.client() as client:
+        signed = client.sign("orders", "ES256", message=b"replay me")
+    live = world.directory / "grants"
+    done = run("replay", live, "--config", world.config_file, "--since", "1h", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    same = json.loads(done.stdout)
+    assert same["decisions"] > 0
+    assert [each for each in same["changes"] if each["target"] == "orders" and each["change"] == "allow to deny"] == []
+    strict = write(tmp_path / "strict", GOOD.replace("ES256", "ES384"))
+    changed = run("replay", strict, "--state", world.state, "--fail-on-change", "--json")
+    assert changed.returncode == 1
+    lost = {(each["change"], each["target"]): each for each in json.loads(changed.stdout)["changes"] if each["operation"] == "sign"}
+    orders = lost["allow to deny", "orders"]
+    assert (orders["workload"], orders["would_be"]) == ("spiffe://example.org/payments/api", ["algorithm-not-granted"])
+    assert orders["last"]["index"] >= signed.records.intent
+    shown = run("replay", strict, "--state", world.state)
+    assert shown.returncode == 0
+    assert "allow to deny" in shown.stdout
+    assert "note: what is demanded is replayed" in shown.stderr
+    simulated = run("simulate", strict, "--record", signed.records.intent, "--config", world.config_file)
+    assert (simulated.returncode, "algorithm-not-granted" in simulated.stdout) == (3, True)
+
+
+def test_replay_without_one_record_to_read_is_wrong_usage(world: World, tmp_path: Path) -> None:
+    grants = write(tmp_path / "g", GOOD)
+    for words in ((), ("--state", world.state, "--export", "x"), ("--state", world.state, "--since", "soon")):
+        assert run("replay", grants, *words).returncode == 2, words
+    assert run("replay", grants, "--export", tmp_path / "gone").returncode == 1

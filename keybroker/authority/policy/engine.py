@@ -72,8 +72,9 @@ class EmbeddedEngine:
         """Decide one request. Where a trap has spoiled the instance, another is made in a thread: with 10,000 grants that takes 27 ms."""
         if self._instance is None:
             async with self._remaking:
-                if self._instance is None and await asyncio.to_thread(self._remake) is None:
-                    return self._failed(PolicyUnavailableError.code)
+                remade = self._instance or await asyncio.to_thread(self._remake)
+            if remade is None:
+                return self._failed(PolicyUnavailableError.code)
         return self.decide_now(request)
 
     def decide_now(self, request: bytes) -> Decision:

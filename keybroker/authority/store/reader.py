@@ -117,15 +117,20 @@ class Reader:
 
     def page(self, wanted: RecordFilter) -> Page:
         """One page of the log."""
+        between = self.places(wanted)
+        if wanted.use:
+            places = [index for (index,) in self._rows("SELECT idx FROM record WHERE use = ? AND use <> ''", (wanted.use,))]
+            return self._collect(wanted, (range(index, index + 1) for index in sorted(places) if index in between), between.stop)
+        return self._collect(wanted, self._spans(wanted, between), between.stop)
+
+    def places(self, wanted: RecordFilter) -> range:
+        """The indexes among which a filter looks: those after `after`, and between its times."""
         low, high = wanted.after + 1, self._size()
         if wanted.since_us is not None:
             low = max(low, self._first_at(wanted.since_us))
         if wanted.until_us is not None:
             high = min(high, self._first_at(wanted.until_us))
-        if wanted.use:
-            places = [index for (index,) in self._rows("SELECT idx FROM record WHERE use = ? AND use <> ''", (wanted.use,))]
-            return self._collect(wanted, (range(index, index + 1) for index in sorted(places) if low <= index < high), high)
-        return self._collect(wanted, self._spans(wanted, range(low, high)), high)
+        return range(low, max(low, high))
 
     def _spans(self, wanted: RecordFilter, places: range) -> Iterator[range]:
         """Where to look, rising: what the catalog says, then everything that it does not cover."""
