@@ -109,6 +109,60 @@ class CheckpointsConfig(Section, frozen=True, kw_only=True):
     anchor: Path | None = None
 
 
+class BundleConfig(Section, frozen=True, kw_only=True):
+    """Where signed policy bundles come from, and whose signature counts. One of `path` and `url` is given.
+
+    Attributes:
+        path: a bundle file, replaced by renaming; or a directory with a `bundle.tar.gz`.
+        url: http or https; asked every `poll_ms` milliseconds.
+        ca: PEM file of the CAs that may vouch for an https server.
+        token: file with a bearer token for that server.
+        poll_ms: between two looks at the URL.
+        keys: PEM files of public keys; one of them must have signed.
+        scope: must stand in the signature; empty for none.
+    """
+
+    path: Path | None = None
+    url: str = ""
+    ca: Path | None = None
+    token: Path | None = None
+    poll_ms: int = 5_000
+    keys: tuple[Path, ...]
+    scope: str = ""
+
+
+class OpaConfig(Section, frozen=True, kw_only=True):
+    """The OPA server that decides.
+
+    Attributes:
+        url: `unix:/PATH`, `http://127.0.0.1:PORT` or `https://HOST:PORT`.
+        ca: PEM file of the CAs that may vouch for an https server.
+        token: file with a bearer token for that server.
+        deadline_ms: after this long a decision has failed.
+    """
+
+    url: str
+    ca: Path | None = None
+    token: Path | None = None
+    deadline_ms: int = 500
+
+
+class PolicyConfig(Section, frozen=True, kw_only=True):
+    """Which engine decides, and where its rules come from, if not from `authority.grants`.
+
+    Attributes:
+        engine: `embedded` (in this process) or `opa` (a server).
+        module: another compiled policy than the one that is built in; embedded engine with `authority.grants` only.
+        bundle: signed bundles instead of a directory of grant files; `opa` needs them.
+        opa: the server; given with `engine: opa` only.
+    """
+
+    engine: Literal["embedded", "opa"] = "embedded"
+    module: Path | None = None
+    bundle: BundleConfig | None = None
+    opa: OpaConfig | None = None
+
+
 class AuthorityConfig(Section, frozen=True, kw_only=True):
     """The room that decides and records.
 
@@ -119,8 +173,8 @@ class AuthorityConfig(Section, frozen=True, kw_only=True):
         log: the origin of the record, a schema-less URL such as `example.org/broker-1`. Never changes once there are records.
         bundles: trust domain name to its bundle file; the authority validates every chain itself.
         deny_list: file of SPIFFE IDs that are refused whatever their SVID says; reloaded when it changes.
-        grants: directory of grant files; reloaded when they change.
-        policy: another compiled policy than the one that is built in.
+        grants: directory of grant files; reloaded when they change. Not given where `policy.bundle` is.
+        policy: which engine decides by which rules.
         tokens: by name.
         keys: by name.
         checkpoints: how the log is signed; without it, it is not.
@@ -134,8 +188,8 @@ class AuthorityConfig(Section, frozen=True, kw_only=True):
     log: str
     bundles: dict[str, Path]
     deny_list: Path | None = None
-    grants: Path
-    policy: Path | None = None
+    grants: Path | None = None
+    policy: PolicyConfig = PolicyConfig()
     tokens: dict[str, TokenLink]
     keys: dict[str, KeyConfig]
     checkpoints: CheckpointsConfig | None = None
@@ -291,6 +345,7 @@ def _check_authority(document: YamlDocument, authority: AuthorityConfig) -> None
     if authority.checkpoints:
         _check_checkpoints(document, (*top, "checkpoints"), authority, authority.checkpoints)
     _require(document, (*top, "max_clock_gap_s"), "between 1 and 31622400", holds=1 <= authority.max_clock_gap_s <= 31_622_400)
+    _check_policy(document, authority)
     for name, link in authority.tokens.items():
         _check_token(document, (*top, "tokens", name), link.sockets)
         _require(document, (*top, "tokens", name, "deadline_ms"), "between 10 and 10000", holds=10 <= link.deadline_ms <= 10_000)
@@ -320,6 +375,23 @@ def _check_log_key(document: YamlDocument, place: Place, log: LogKeyConfig) -> N
     _require(document, (*place, "origin"), "a name such as example.org/broker-1", holds=bool(_LOG_ORIGIN.fullmatch(log.origin)))
     _require(document, place, "give `object` (CKA_LABEL), `id` (CKA_ID, hex) or both", holds=bool(log.object or log.id))
     _require(document, (*place, "id"), "must be hex", holds=bool(_HEX.fullmatch(log.id)))
+def _check_policy(document: YamlDocument, authority: AuthorityConfig) -> None:
+    top: Place = ("authority", "policy")
+    policy = authority.policy
+    is_one = (authority.grants is None) != (policy.bundle is None)
+    _require(document, ("authority", "grants"), "give `grants` or `policy.bundle`, one of the two", holds=is_one)
+    has_server = (policy.opa is not None) == (policy.engine == "opa")
+    _require(document, (*top, "opa"), "goes with `engine: opa`, which needs it", holds=has_server)
+    _require(document, (*top, "engine"), "`opa` needs signed bundles: give `bundle`", holds=policy.engine != "opa" or bool(policy.bundle))
+    if policy.opa:
+        _require(document, (*top, "opa", "deadline_ms"), "between 10 and 5000", holds=10 <= policy.opa.deadline_ms <= 5_000)
+    if policy.bundle:
+        place = (*top, "bundle")
+        _require(document, (*top, "module"), "a compiled policy comes in the bundle, as policy.wasm", holds=policy.module is None)
+        _require(document, place, "give `path` or `url`, one of the two", holds=(policy.bundle.path is None) == bool(policy.bundle.url))
+        _require(document, (*place, "keys"), "at least one; a bundle that nobody signed is not taken", holds=bool(policy.bundle.keys))
+        is_bounded = 200 <= policy.bundle.poll_ms <= 3_600_000
+        _require(document, (*place, "poll_ms"), "between 200 and 3600000", holds=is_bounded)
 
 
 def _check_token(document: YamlDocument, place: Place, sockets: tuple[Path, ...]) -> None:

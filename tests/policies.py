@@ -112,9 +112,14 @@ def default_module() -> WasmModule:
     return WasmModule(BUILT_IN.read_bytes(), "policy.wasm")
 
 
+def compiled_default(rules: Rules) -> tuple[bytes, str]:
+    """Data and digest of the policy that is built in, with these rules."""
+    return compile_rules(rules, default_module().sha256, ENGINE)
+
+
 def default_engine(rules: Rules) -> EmbeddedEngine:
     """The policy that is built in, with these rules."""
-    data, digest = compile_rules(rules, default_module().sha256, ENGINE)
+    data, digest = compiled_default(rules)
     return EmbeddedEngine(default_module(), data, digest)
 
 

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from keybroker.authority.policy.holder import PolicyHolder
+from keybroker.authority.policy import loading
 from keybroker.authority.store import opening
 from keybroker.authority.store.faults import name_of
 from keybroker.config import AuthorityConfig
@@ -33,12 +33,19 @@ def _of_files(config: AuthorityConfig) -> Iterator[str]:
             DenyList.load(config.deny_list)
     except ConfigError as err:
         yield str(err)
+    yield from asyncio.run(_of_policy(config))
+
+
+async def _of_policy(config: AuthorityConfig) -> list[str]:
     try:
-        holder = asyncio.run(PolicyHolder.load(config.grants, config.policy, frozenset(config.keys)))
+        holder = await loading.load(config, is_kept=False)
     except KeyBrokerError as err:
-        yield from str(err).splitlines()
-    else:
-        yield from holder.warnings
+        return str(err).splitlines()
+    try:
+        trouble = await holder.trouble()
+    finally:
+        await holder.close()
+    return [*holder.warnings, *holder.problems, *([trouble] if trouble else [])]
 
 
 def _of_store(state: Path) -> Iterator[str]:

@@ -21,7 +21,8 @@ from keybroker.authority.hours import zones_digest
 from keybroker.authority.journal import Entry, Journal
 from keybroker.authority.keyring import Keyring
 from keybroker.authority.metrics import AuthorityMetrics
-from keybroker.authority.policy.holder import BUILT_IN, PolicyHolder
+from keybroker.authority.policy import loading
+from keybroker.authority.policy.holder import BUILT_IN
 from keybroker.authority.reads import Reads
 from keybroker.authority.security_events import SecurityEvents
 from keybroker.authority.selfcheck import SelfCheck
@@ -71,10 +72,11 @@ def run(config: Config) -> int:
 
 
 def sandbox(config: AuthorityConfig, telemetry: TelemetryConfig) -> Sandbox:
-    """What this room may touch: its state, its socket, and what it was told to trust. No PIN, no network but where traces go."""
-    trusted = around(*config.bundles.values(), config.deny_list, config.policy, BUILT_IN)
-    reads = (*python_paths(), *trusted, config.grants)
-    return Sandbox(reads=reads, writes=(config.state, config.socket.parent, *own_temporary()), connects=export_port(telemetry))
+    """What this room may touch: its state, its socket, and what it was told to trust. No PIN, no network but where it was told to ask."""
+    rules = loading.touches(config)
+    reads = (*python_paths(), *around(*config.bundles.values(), config.deny_list, BUILT_IN), *rules.reads)
+    connects = (*export_port(telemetry), *rules.ports)
+    return Sandbox(reads=reads, writes=(config.state, config.socket.parent, *own_temporary()), connects=connects)
 
 
 async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
@@ -85,7 +87,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
     generation = Generation()
     bundles = TrustBundles.load(config.bundles)
     deny_list = DenyList.load(config.deny_list) if config.deny_list else None
-    policy = await PolicyHolder.load(config.grants, config.policy, frozenset(config.keys))
+    policy = await loading.load(config)
     store = SqliteStore.open(config.state)
     pins = store.pins()
     timekeeper = Timekeeper(clock, store.clock(), store.tail().time_us, config.max_clock_gap_s)
@@ -156,6 +158,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
     for counted in (security, denials):
         with contextlib.suppress(AuditUnavailableError):
             await counted.flush()
+    await policy.close()
     await tokens.stop()
     selfcheck.close()
     reads.close()

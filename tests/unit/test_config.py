@@ -72,6 +72,39 @@ def test_one_section_is_enough_for_a_host_with_one_room(tmp_path: Path) -> None:
         ('id: "0a"', 'id: "0"', "keys.orders.versions.0.id: must be hex"),
         ("      sockets: [run/hsm-0.sock]\n", "      sockets: [run/hsm-0.sock]\n      deadline_ms: 1\n", "between 10 and 9000"),
         ("frontend:", "frontent:", "the file: object contains unknown field `frontent`"),
+        ("  grants: grants\n", "", "keybroker.yaml:6: authority.grants: give `grants` or `policy.bundle`, one of the two"),
+        (
+            "  grants: grants\n",
+            "  grants: grants\n  policy: {bundle: {path: b, keys: [k]}}\n",
+            "give `grants` or `policy.bundle`, one of the two",
+        ),
+        (
+            "  grants: grants\n",
+            "  policy: {bundle: {path: b, url: 'http://x', keys: [k]}}\n",
+            "authority.policy.bundle: give `path` or `url`",
+        ),
+        ("  grants: grants\n", "  policy: {bundle: {keys: [k]}}\n", "authority.policy.bundle: give `path` or `url`, one of the two"),
+        (
+            "  grants: grants\n",
+            "  policy: {bundle: {path: b, keys: []}}\n",
+            "policy.bundle.keys: at least one; a bundle that nobody signed",
+        ),
+        ("  grants: grants\n", "  policy: {bundle: {path: b}}\n", "authority.policy.bundle: object missing required field `keys`"),
+        ("  grants: grants\n", "  policy: {bundle: {url: 'http://x', keys: [k], poll_ms: 100}}\n", "poll_ms: between 200 and 3600000"),
+        (
+            "  grants: grants\n",
+            "  policy: {module: m, bundle: {path: b, keys: [k]}}\n",
+            "policy.module: a compiled policy comes in the bundle",
+        ),
+        ("  grants: grants\n", "  grants: grants\n  policy: {engine: opa, opa: {url: x}}\n", "policy.engine: `opa` needs signed bundles"),
+        ("  grants: grants\n", "  policy: {engine: opa, bundle: {path: b, keys: [k]}}\n", "policy.opa: goes with `engine: opa`"),
+        ("  grants: grants\n", "  grants: grants\n  policy: {opa: {url: x}}\n", "policy.opa: goes with `engine: opa`, which needs it"),
+        ("  grants: grants\n", "  grants: grants\n  policy: {engine: both}\n", "authority.policy.engine: invalid enum value"),
+        (
+            "  grants: grants\n",
+            "  policy: {engine: opa, opa: {url: x, deadline_ms: 9}, bundle: {path: b, keys: [k]}}\n",
+            "policy.opa.deadline_ms: between 10 and 5000",
+        ),
     ],
 )
 def test_fault_is_refused_with_its_place_and_cure(tmp_path: Path, old: str, new: str, error: str) -> None:

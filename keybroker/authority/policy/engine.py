@@ -18,6 +18,8 @@ from keybroker.telemetry import logger
 MEMO_SIZE = 16_384
 ENGINE = f"opa-wasm wasmtime/{importlib.metadata.version('wasmtime')}"
 
+OPA = "opa"  # the engine that is a server, in digests; in records its version follows
+
 
 class PolicyEngine(Protocol):
     """One version of the rules."""
@@ -70,11 +72,8 @@ class EmbeddedEngine:
 
     async def decide(self, request: bytes) -> Decision:
         """Decide one request. Where a trap has spoiled the instance, another is made in a thread: with 10,000 grants that takes 27 ms."""
-        if self._instance is None:
-            async with self._remaking:
-                remade = self._instance or await asyncio.to_thread(self._remake)
-            if remade is None:
-                return self._failed(PolicyUnavailableError.code)
+        if self._instance is None and await self._ready() is None:
+            return self._failed(PolicyUnavailableError.code)
         return self.decide_now(request)
 
     def decide_now(self, request: bytes) -> Decision:
@@ -89,6 +88,11 @@ class EmbeddedEngine:
             if len(self._memo) > MEMO_SIZE:
                 self._memo.popitem(last=False)
         return decision
+
+    async def _ready(self) -> WasmInstance | None:
+        """The instance, made again once for all who wait."""
+        async with self._remaking:
+            return self._instance or await asyncio.to_thread(self._remake)
 
     def _remake(self) -> WasmInstance | None:
         """The instance in place of the one that a trap has spoiled; None if it cannot be made now."""
@@ -116,7 +120,17 @@ class EmbeddedEngine:
         return decision_of(answer, self._digest, ENGINE)
 
     def _failed(self, reason: str) -> Decision:
-        return _decision(Verdict.FAILED, (reason,), PolicyAnswer(False, (), (), self._digest, ()), ENGINE)  # noqa: FBT003  allow
+        return failure(reason, self._digest, ENGINE)
+
+
+def failure(reason: str, digest: str, engine: str) -> Decision:
+    """The decision where there is none.
+
+    Args:
+        reason: problem code of the failure, `policy-unavailable` or `policy-error`.
+        digest: of the policy that should have answered.
+    """
+    return _decision(Verdict.FAILED, (reason,), PolicyAnswer(False, (), (), digest, ()), engine)  # noqa: FBT003  allow
 
 
 def decision_of(answer: bytes, digest: str, engine: str) -> Decision:

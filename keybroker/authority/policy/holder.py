@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from keybroker.authority.policy import loader
 from keybroker.authority.policy.compiler import compile_rules
@@ -26,7 +27,7 @@ _Signature = tuple[tuple[str | int, ...], ...]
 class Candidate:
     """Rules that are ready and not in force yet."""
 
-    engine: EmbeddedEngine
+    engine: PolicyEngine
     rules: Rules
     signature: _Signature
 
@@ -34,6 +35,45 @@ class Candidate:
     def digest(self) -> str:
         """Of the whole policy, lower-case hex SHA-256."""
         return self.engine.digest
+
+
+class LivePolicy(Protocol):
+    """Whatever holds the live rules and finds those that take their place."""
+
+    @property
+    def engine(self) -> PolicyEngine:
+        """The live rules."""
+        ...
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed in the live rules but probably not meant."""
+        ...
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with the rules as they are now where they come from."""
+        ...
+
+    def networks_of(self, address: str) -> tuple[str, ...]:
+        """The named networks that an address is in."""
+        ...
+
+    async def refresh(self) -> Candidate | None:
+        """Other rules, if there are any that can be used."""
+        ...
+
+    def adopt(self, candidate: Candidate) -> None:
+        """From now on these rules decide."""
+        ...
+
+    async def trouble(self) -> str:
+        """Why the live rules cannot decide now; empty if they can."""
+        ...
+
+    async def close(self) -> None:
+        """End all connections."""
+        ...
 
 
 class PolicyHolder:
@@ -119,6 +159,13 @@ class PolicyHolder:
         """From now on these rules decide."""
         self._live = candidate
         self._looked_at = candidate.signature
+
+    async def trouble(self) -> str:
+        """Why the live rules cannot decide now; they always can."""
+        return ""
+
+    async def close(self) -> None:
+        """Nothing is open."""
 
 
 def _build(directory: Path, module: WasmModule, known_keys: frozenset[str], signature: _Signature) -> Candidate:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -58,6 +58,27 @@ def load(directory: Path, known_keys: frozenset[str]) -> Rules:
     for path in paths:
         try:
             loader.take(YamlDocument.load(path))
+        except ConfigError as err:
+            loader.errors.append(str(err))
+    return loader.finish()
+
+
+def load_texts(texts: Mapping[Path, bytes], known_keys: frozenset[str]) -> Rules:
+    """The rules of grant files that have been read already, as `load` would find them.
+
+    Args:
+        texts: content by path; the path is for errors.
+        known_keys: as for `load`.
+
+    Raises:
+        ConfigError: as for `load`.
+    """
+    if not texts:
+        raise ConfigError("there is no grant file; without grants nobody may do anything, so write at least `grants: []`")
+    loader = _Loader(known_keys)
+    for path, text in sorted(texts.items()):
+        try:
+            loader.take(YamlDocument.parse(path, text))
         except ConfigError as err:
             loader.errors.append(str(err))
     return loader.finish()
