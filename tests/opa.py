@@ -200,7 +200,11 @@ class OpaProcess:
             return http.client.HTTPConnection(host, int(port), timeout=5)
         connection = http.client.HTTPConnection("localhost", timeout=5)
         connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.connect(self.address.removeprefix("unix://"))
+        try:
+            connection.sock.connect(self.address.removeprefix("unix://"))
+        except OSError:
+            connection.close()
+            raise
         return connection
 
     def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keybroker.cli import output, policy_diff, policy_replay, policy_simulate
+from keybroker.cli import output, policy_bundle, policy_diff, policy_replay, policy_simulate
 from keybroker.cli.arguments import UsageError
 from keybroker.cli.candidates import ConfigFile, Grants, authority_of, loaded, trial
 from keybroker.cli.connection import Json
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from keybroker.authority.trial.findings import Finding
 
 app = typer.Typer(no_args_is_help=True, help="Try rules before they are live.")
+app.command()(policy_bundle.bundle)
 app.command()(policy_simulate.simulate)
 app.command()(policy_diff.diff)
 app.command()(policy_replay.replay)
