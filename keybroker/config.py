@@ -375,6 +375,8 @@ def _check_log_key(document: YamlDocument, place: Place, log: LogKeyConfig) -> N
     _require(document, (*place, "origin"), "a name such as example.org/broker-1", holds=bool(_LOG_ORIGIN.fullmatch(log.origin)))
     _require(document, place, "give `object` (CKA_LABEL), `id` (CKA_ID, hex) or both", holds=bool(log.object or log.id))
     _require(document, (*place, "id"), "must be hex", holds=bool(_HEX.fullmatch(log.id)))
+
+
 def _check_policy(document: YamlDocument, authority: AuthorityConfig) -> None:
     top: Place = ("authority", "policy")
     policy = authority.policy

@@ -22,7 +22,15 @@ from keybroker.authority.store.reader import Reader, RecordFilter
 from keybroker.authority.timekeeper import Timekeeper
 from keybroker.authority.uses import Asker, key_input
 from keybroker.clock import to_rfc3339
-from keybroker.errors import AuditUnavailableError, DeniedError, InvalidError, NotFoundError, PolicyFailedError, RefusalError
+from keybroker.errors import (
+    AuditUnavailableError,
+    DeniedError,
+    InvalidError,
+    NotFoundError,
+    PolicyFailedError,
+    PolicyUnavailableError,
+    RefusalError,
+)
 from keybroker.model.call import KeyReply, KeysReply, PublicVersion, QueryRecords, RecordsReply, ShowKey, ShowRecord, WhoamiReply
 from keybroker.model.decision import Decision, KeyInput, PolicyInput, TargetInput, Verdict
 from keybroker.model.record import Draft, RecordKind
@@ -178,17 +186,11 @@ class Reads:
         if decision.verdict is Verdict.DENY and not workload:
             workload = asker.caller.id.text
             decision = await self._may_read_trail(asker, workload)
-        match decision.verdict:
-            case Verdict.ALLOW:
-                return workload, decision
-            case Verdict.DENY:
-                denied = DeniedError("No rule lets you read that trail.", reasons=decision.reasons)
-                await self._deny(asker, workload, decision, denied)
-                raise denied
-            case Verdict.FAILED:
-                failed = _not_decided(decision)
-                await self._deny(asker, workload, decision, failed)
-                raise failed
+        if decision.verdict is Verdict.ALLOW:
+            return workload, decision
+        denied = DeniedError("No rule lets you read that trail.", reasons=decision.reasons)
+        await self._deny(asker, workload, decision, denied)
+        raise denied
 
     async def _allowed_whole(self, asker: Asker) -> Decision:
         """The whole record: what a question needs that is not about one workload.
@@ -197,33 +199,38 @@ class Reads:
             DeniedError: the caller may not read all of it.
         """
         decision = await self._may_read_trail(asker, "")
-        match decision.verdict:
-            case Verdict.ALLOW:
-                return decision
-            case Verdict.DENY:
-                denied = DeniedError("No rule lets you read the whole record, which this question is about.", reasons=decision.reasons)
-                await self._deny(asker, "", decision, denied)
-                raise denied
-            case Verdict.FAILED:
-                failed = _not_decided(decision)
-                await self._deny(asker, "", decision, failed)
-                raise failed
+        if decision.verdict is Verdict.ALLOW:
+            return decision
+        denied = DeniedError("No rule lets you read the whole record, which this question is about.", reasons=decision.reasons)
+        await self._deny(asker, "", decision, denied)
+        raise denied
 
     async def _in_thread(self, ask: Callable[..., T], *values: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, ask, *values)
 
     async def _may_read_trail(self, asker: Asker, workload: str) -> Decision:
-        return await self._decide(_audit_input(asker, workload))
+        return await self._decide(asker, _audit_input(asker, workload))
 
     async def _may_read_key(self, asker: Asker, name: str, entry: KeyEntry | None) -> bool:
         version = entry.current if entry else None
         key = key_input(entry.labels, version) if entry and version else KeyInput()
         question = PolicyInput(caller=asker.policy_caller(), operation="read-key", target=TargetInput("key", name), key=key)
-        return (await self._decide(question)).verdict is Verdict.ALLOW
+        return (await self._decide(asker, question)).verdict is Verdict.ALLOW
 
-    async def _decide(self, question: PolicyInput) -> Decision:
-        """What the rules say, and the moments that they name."""
-        return as_of_now(await self._rules.engine.decide(canonical(question)), self._timekeeper)
+    async def _decide(self, asker: Asker, question: PolicyInput) -> Decision:
+        """What the rules say, and the moments that they name: an allow or a deny.
+
+        Raises:
+            PolicyUnavailableError, PolicyFailedError, ClockUntrustedError: neither, which must not look like a deny. On record.
+        """
+        decision = as_of_now(await self._rules.engine.decide(canonical(question)), self._timekeeper)
+        if decision.verdict is Verdict.FAILED:
+            failed = _not_decided(decision)
+            await self._denials.write(
+                _draft(RecordKind.DENIAL, asker, question, decision, code=failed.code, unmet=decision.unmet), failed.code
+            )
+            raise failed
+        return decision
 
     async def _record_read(self, asker: Asker, question: PolicyInput, decision: Decision, **body: Any) -> None:
         draft = _draft(RecordKind.READ, asker, question, decision, observed=decision.observed, **body)
@@ -237,6 +244,8 @@ class Reads:
 def _not_decided(decision: Decision) -> RefusalError:
     if decision.unmet:
         return refusal_of(decision.unmet)
+    if PolicyUnavailableError.code in decision.reasons:
+        return PolicyUnavailableError("The rules could not be asked in time.", retry_after=1)
     return PolicyFailedError("The rules gave no usable answer.", retry_after=1)
 
 

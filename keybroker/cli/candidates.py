@@ -51,5 +51,5 @@ def loaded(directory: Path, config: Path | None = None) -> Candidate:
     """
     authority = authority_of(config)
     with output.busy("loading the rules"):
-        candidate: Candidate = trial("candidate").load(directory, authority.policy if authority else None)
+        candidate: Candidate = trial("candidate").load(directory, authority.policy.module if authority else None)
     return candidate

@@ -46,7 +46,7 @@ def check(
         raise UsageError("name a directory of grant files, or a configuration with --config")
     with output.busy("checking"):
         known = inventory.of(authority) if authority else inventory()
-        found = trial("check").check(grants, authority.policy if authority else None, known, SystemClock().now_us())
+        found = trial("check").check(grants, authority.policy.module if authority else None, known, SystemClock().now_us())
     if as_json:
         output.json_object({"findings": [_as_json(each) for each in found]})
     else:

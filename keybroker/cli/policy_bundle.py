@@ -9,16 +9,18 @@ from typing import Annotated
 import typer
 
 from keybroker.cli import output
+from keybroker.cli.arguments import UsageError
 from keybroker.cli.out_file import replaced
 from keybroker.cli.rooms import load_part
-from keybroker.errors import ConfigError
 
 
 def bundle(
     grants: Annotated[Path, typer.Option("--grants", metavar="DIR", help="The directory of grant files.")],
     signing_key: Annotated[Path, typer.Option("--signing-key", metavar="FILE", help="An unencrypted private key, PEM: EC or RSA.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the bundle goes; replaced as a whole.")],
-    revision: Annotated[int, typer.Option("--revision", metavar="N", min=0, help="Higher than the one before; the time, if absent.")] = -1,
+    revision: Annotated[
+        int | None, typer.Option("--revision", metavar="N", min=0, help="Higher than the one before; the time, if absent.")
+    ] = None,
     scope: Annotated[str, typer.Option("--scope", help="What it is for: brokers and OPA servers must want the same.")] = "",
     rego: Annotated[Path | None, typer.Option("--rego", metavar="FILE", help="Rego of your own; goes with --module.")] = None,
     module: Annotated[Path | None, typer.Option("--module", metavar="FILE", help="The same, compiled by `scripts/policy build`.")] = None,
@@ -39,11 +41,11 @@ def bundle(
         keybroker policy bundle --grants grants --signing-key policy-signing.pem --scope production --revision 42 --out bundle.tar.gz
     """
     if (rego is None) != (module is None):
-        raise ConfigError("--rego and --module go together: OPA servers run the one, brokers the other")
+        raise UsageError("--rego and --module go together: OPA servers run the one, brokers the other")
     maker = load_part("authority", "keybroker.authority.policy.bundle_maker")
     signatures = load_part("authority", "keybroker.authority.policy.signatures")
     own = maker.OwnPolicy(rego, module) if rego else None
-    number = int(time.time()) if revision < 0 else revision
+    number = int(time.time()) if revision is None else revision
     packed, rules = maker.make(grants, number, signatures.signing_key(signing_key), scope, own, _known_keys(config))
     for warning in rules.warnings if config else ():
         output.note(f"warning: {output.visible(warning)}")

@@ -11,7 +11,7 @@ import pytest
 
 from keybroker.authority.store.reader import Reader, RecordFilter
 from keybroker.clock import from_rfc3339
-from keybroker.errors import DeniedError, InvalidError, NotFoundError, PolicyFailedError
+from keybroker.errors import DeniedError, InvalidError, NotFoundError, PolicyFailedError, PolicyUnavailableError
 from keybroker.model.call import QueryRecords, ShowKey, ShowRecord, Sign
 from keybroker.model.decision import Decision, PolicyInput, Verdict
 from keybroker.model.key import Algorithm
@@ -90,11 +90,20 @@ def test_workload_reads_its_own_trail_and_nothing_else(tmp_path: Path) -> None:
 def test_nothing_is_read_when_rules_cannot_decide(tmp_path: Path) -> None:
     async def test(broker: FakeBroker) -> None:
         broker.rules.engine.verdict = Verdict.FAILED
-        with pytest.raises(PolicyFailedError):
-            await broker.reads.query_records(broker.asker, QueryRecords())
-        with pytest.raises(NotFoundError):
-            await broker.reads.show_record(broker.asker, ShowRecord(0))
-        assert broker.kinds()[-2:] == ["denial", "denial"]
+        for reason, error in (("policy-error", PolicyFailedError), ("policy-unavailable", PolicyUnavailableError)):
+            broker.rules.engine.reasons = (reason,)
+            for read in (
+                broker.reads.query_records(broker.asker, QueryRecords()),
+                broker.reads.show_record(broker.asker, ShowRecord(0)),
+                broker.reads.show_key(broker.asker, ShowKey("orders")),
+                broker.reads.show_key(broker.asker, ShowKey("absent")),
+                broker.reads.list_keys(broker.asker),
+                broker.reads.whoami(broker.asker),
+            ):
+                before = len(broker.leaves())
+                with pytest.raises(error):  # an outage, and not "you have nothing"
+                    await read
+                assert [each["body"]["code"] for each in broker.records()[before:]] == [reason]
 
     with_broker(tmp_path, test)
 
