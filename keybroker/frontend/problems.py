@@ -97,7 +97,7 @@ def render(problem: Problem, request_id: str, extra_headers: Mapping[str, str] |
     shown = document(problem, request_id)
     body = msgspec.json.encode(shown)
     headers = {"content-type": MEDIA_TYPE, "cache-control": "no-store"}
-    if shown.status == 503 or problem.retry_after:
+    if shown.status in {429, 503} or problem.retry_after:
         headers["retry-after"] = str(problem.retry_after or 1)
     if shown.status == 401:
         headers["connection"] = "close"
