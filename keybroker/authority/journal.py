@@ -24,7 +24,7 @@ from keybroker.authority.limits import Limits
 from keybroker.authority.store.faults import StoreBrokenError, StoreConflictError, name_of
 from keybroker.authority.store.sqlite import LeafRow, Pin, SqliteStore, TrailHead
 from keybroker.authority.timekeeper import ClockRow, Moment, Timekeeper
-from keybroker.clock import Clock, to_rfc3339
+from keybroker.clock import to_rfc3339
 from keybroker.errors import AuditUnavailableError, KeyBrokerError
 from keybroker.model.record import Draft, KeyFacts, Outcome, RecordKind, TrailFacts
 from keybroker.telemetry import logger
@@ -81,7 +81,6 @@ class Journal:
     def __init__(
         self,
         store: SqliteStore,
-        clock: Clock,
         log: str,
         generation: Generation,
         timekeeper: Timekeeper,
@@ -93,7 +92,6 @@ class Journal:
         self._timekeeper = timekeeper
         self._on_observed = on_observed
         self._swept_us = 0
-        self._clock = clock
         self._log = log
         self._generation = generation
         self._on_broken = on_broken
@@ -285,7 +283,7 @@ class Journal:
         draft = entry.draft
         if draft.kind is RecordKind.OUTCOME and (draft.use not in self._open_uses or draft.use in group.closed):
             return _contradiction(entry, StoreConflictError("the use is not open"))
-        time_us = max(self._clock.now_us(), group.time_us)  # record time never goes back, whatever the clock does
+        time_us = max(group.moment.time_us, group.time_us)  # record time never goes back, whatever the clock does
         judgement = None
         if entry.demands is not None:
             try:
@@ -339,7 +337,7 @@ class Journal:
         if draft.kind is RecordKind.INTENT:
             group.opened[draft.use] = index
             if entry.claim:
-                now_us = self._clock.now_us()
+                now_us = self._timekeeper.look().time_us
                 self._store.forget_idempotency(now_us - IDEMPOTENCY_US)
                 self._store.claim_idempotency(entry.claim.scope, entry.claim.body_sha256, draft.use, now_us)
         elif draft.kind is RecordKind.OUTCOME:

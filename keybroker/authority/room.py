@@ -92,7 +92,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
     pins = store.pins()
     timekeeper = Timekeeper(clock, store.clock(), store.tail().time_us, config.max_clock_gap_s)
     metrics = AuthorityMetrics(sorted(config.keys))
-    journal = Journal(store, clock, config.log, generation, timekeeper, _end_at_once, metrics.observed)
+    journal = Journal(store, config.log, generation, timekeeper, _end_at_once, metrics.observed)
     security = SecurityEvents(journal, metrics)
     denials = Denials(journal, metrics)
     tracer = Tracer("authority", telemetry)

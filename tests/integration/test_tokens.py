@@ -120,7 +120,7 @@ async def pool_of(state: Path, count: int, noted: list[tuple[str, ...]] | None =
     store = SqliteStore.open(state)
     pins = store.pins()
     clock = FixedClock()
-    journal = Journal(store, clock, LOG, Generation(), Timekeeper(clock, None, 0, 86_400), lambda _err: None)
+    journal = Journal(store, LOG, Generation(), Timekeeper(clock, None, 0, 86_400), lambda _err: None)
     keyring = Keyring(config, pins, journal, clock)
     pool = TokenPool.of(config.tokens, keyring.to_open(), keyring.judge, lambda *event: noted.append(event))
     pool.start()

@@ -59,7 +59,7 @@ async def journal_on(
     store = SqliteStore.open(state)
     clock = clock or FixedClock()
     timekeeper = Timekeeper(clock, store.clock(), store.tail().time_us, 86_400)
-    journal = Journal(store, clock, LOG, Generation(), timekeeper, on_broken)
+    journal = Journal(store, LOG, Generation(), timekeeper, on_broken)
     try:
         yield journal, store
     finally:
