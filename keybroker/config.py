@@ -163,6 +163,18 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
     opa: OpaConfig | None = None
 
 
+class ShadowConfig(Section, frozen=True, kw_only=True):
+    """A candidate that decides beside the live policy, and affects nothing.
+
+    Attributes:
+        grants: directory of its grant files; read again when they change.
+        policy: another compiled policy than the live one.
+    """
+
+    grants: Path
+    policy: Path | None = None
+
+
 class AuthorityConfig(Section, frozen=True, kw_only=True):
     """The room that decides and records.
 
@@ -178,6 +190,7 @@ class AuthorityConfig(Section, frozen=True, kw_only=True):
         tokens: by name.
         keys: by name.
         checkpoints: how the log is signed; without it, it is not.
+        shadow: a candidate that decides beside the live policy; none if absent.
         allow_nonconforming_svids: rules of X.509-SVID sections 4.3 and 4.4 that issuers break and this broker lets pass.
         max_clock_gap_s: how long the broker may have been away over a boot of the host before its clock has to be acknowledged.
     """
@@ -195,6 +208,7 @@ class AuthorityConfig(Section, frozen=True, kw_only=True):
     checkpoints: CheckpointsConfig | None = None
     allow_nonconforming_svids: tuple[str, ...] = ()
     max_clock_gap_s: int = 86_400
+    shadow: ShadowConfig | None = None
 
 
 class LogKeyConfig(Section, frozen=True, kw_only=True):

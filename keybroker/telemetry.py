@@ -35,6 +35,13 @@ def configure(room: str, config: TelemetryConfig) -> None:
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
 
 
+def quiet() -> None:
+    """For a program that answers on standard output and says itself what went wrong: nothing but the worst is logged, on stderr."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL), logger_factory=structlog.PrintLoggerFactory(sys.stderr)
+    )
+
+
 def logger() -> structlog.typing.FilteringBoundLogger:
     """A logger for one module."""
     log: structlog.typing.FilteringBoundLogger = structlog.get_logger()

@@ -17,10 +17,12 @@ SECURITY_EVENTS = (
     "key-refused",
     "record-not-writable",
     "self-check-failed",
+    "shadow-refused",
     "svid-invalid",
     "token-needs-operator",
 )
 DEMANDS = ("clock-untrusted", "hours", "limit", "not-after", "not-before")
+SHADOW_RESULTS = ("same", "differs", "failed", "dropped")
 _STAGES = ("decide", "record", "hsm", "token", "check", "release")
 
 
@@ -39,6 +41,8 @@ class AuthorityMetrics:
         self._writable = Gauge("keybroker_record_writable", "1 while the record can be written", registry=self._registry)
         self._clock = Gauge("keybroker_clock_trusted", "1 while the clock is trusted", registry=self._registry)
         self._observed = Counter("keybroker_observed", "Demands of grants that only observe, not met", ["demand"], registry=self._registry)
+        shadow = Counter("keybroker_shadow", "Decisions shown to the shadow policy", ["result"], registry=self._registry)
+        self._shadow = {result: shadow.labels(result) for result in SHADOW_RESULTS}
         # A counter that appears with its first event shows no increase: what may happen is there from the start, at zero.
         for code in RefusalError.registry:
             self._refusals.labels(code)
@@ -72,6 +76,10 @@ class AuthorityMetrics:
     def security(self, event: str, count: int = 1) -> None:
         """Security events of this name."""
         self._security.labels(event).inc(count)
+
+    def shadowed(self, result: str) -> None:
+        """The shadow policy has decided, or was not asked (`dropped`)."""
+        self._shadow[result].inc()
 
     def text(self, sessions: dict[str, tuple[int, int]], log_size: int, *, is_writable: bool, is_clock_trusted: bool = True) -> bytes:
         """Everything in Prometheus's text format.

@@ -27,6 +27,7 @@ from keybroker.authority.reads import Reads
 from keybroker.authority.security_events import SecurityEvents
 from keybroker.authority.selfcheck import SelfCheck
 from keybroker.authority.service import KeyUseService
+from keybroker.authority.shadow import Shadow
 from keybroker.authority.store.faults import StoreBrokenError
 from keybroker.authority.store.reader import Reader
 from keybroker.authority.store.sqlite import SqliteStore
@@ -74,7 +75,8 @@ def run(config: Config) -> int:
 def sandbox(config: AuthorityConfig, telemetry: TelemetryConfig) -> Sandbox:
     """What this room may touch: its state, its socket, and what it was told to trust. No PIN, no network but where it was told to ask."""
     rules = loading.touches(config)
-    reads = (*python_paths(), *around(*config.bundles.values(), config.deny_list, BUILT_IN), *rules.reads)
+    shadow = (config.shadow.grants, *around(config.shadow.policy)) if config.shadow else ()
+    reads = (*python_paths(), *around(*config.bundles.values(), config.deny_list, BUILT_IN), *rules.reads, *shadow)
     connects = (*export_port(telemetry), *rules.ports)
     return Sandbox(reads=reads, writes=(config.state, config.socket.parent, *own_temporary()), connects=connects)
 
@@ -95,6 +97,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
     journal = Journal(store, config.log, generation, timekeeper, _end_at_once, metrics.observed)
     security = SecurityEvents(journal, metrics)
     denials = Denials(journal, metrics)
+    shadow = Shadow(config.shadow, config.policy.module, journal, security, metrics)
     tracer = Tracer("authority", telemetry)
     keyring = Keyring(config, pins, journal, clock)
     tokens = TokenPool.of(config.tokens, keyring.to_open(), keyring.judge, security.note)
@@ -103,7 +106,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
     idempotency = Reader(config.state)
     service = KeyUseService(
         validator=validator,
-        rules=policy,
+        rules=shadow.over(policy),
         keyring=keyring,
         tokens=tokens,
         selfcheck=selfcheck,
@@ -118,7 +121,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
         log=config.log,
     )
     reads = Reads(
-        rules=policy,
+        rules=shadow.over(policy),
         keyring=keyring,
         journal=journal,
         denials=denials,
@@ -145,7 +148,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
     await journal.write(Entry(_start(config, policy.engine.digest)))
     _log.info("started", records=journal.size, closed_unknown=closed, policy=policy.engine.digest)
     tokens.start()
-    background = [asyncio.ensure_future(each.run()) for each in (security, denials, watch, clock_watch, reads)]
+    background = [asyncio.ensure_future(each.run()) for each in (security, denials, watch, clock_watch, reads, shadow)]
     listener = Listener[Call, Answer](config.socket, uid_of(config.frontend_user), Call, MAX_CALL_BYTES, desk.on_call, desk.on_end)
     collect_seldom()
     async with listener.serving():
@@ -158,6 +161,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
     for counted in (security, denials):
         with contextlib.suppress(AuditUnavailableError):
             await counted.flush()
+    await shadow.stop()
     await policy.close()
     await tokens.stop()
     selfcheck.close()

@@ -24,6 +24,9 @@ ConfigFile = Annotated[
 
 def trial(module: str) -> Any:
     """A module of the trial package. Its dependencies come with the authority's extra."""
+    from keybroker.telemetry import quiet
+
+    quiet()
     return load_part("authority", f"keybroker.authority.trial.{module}")
 
 

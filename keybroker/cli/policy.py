@@ -22,6 +22,7 @@ app.command()(policy_bundle.bundle)
 app.command()(policy_simulate.simulate)
 app.command()(policy_diff.diff)
 app.command()(policy_replay.replay)
+app.command()(policy_replay.shadow)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`keybroker policy replay`: a candidate against the decisions that are on record."""
+"""`keybroker policy replay` and `shadow`: a candidate against the decisions that are on record, or that were made beside it."""
 
 from __future__ import annotations
 
@@ -62,10 +62,42 @@ def replay(
         raise typer.Exit(ExitStatus.FAILED)
 
 
+def shadow(state: State = None, export: Export = None, since: Since = "", config: ConfigFile = None, as_json: Json = False) -> None:
+    """List what the shadow policy would have changed, as the broker has put it on record.
+
+    Examples:
+
+        keybroker policy shadow --config my-world/keybroker.yaml --since 7d
+
+        keybroker policy shadow --export log.ndjson --json
+    """
+    with output.progress("reading") as progress:
+        found = trial("shadowed").seen(records(state, export, since, config, progress, kind="security"))
+    if as_json:
+        output.json_object(
+            [
+                {
+                    "policy": each.policy,
+                    "detail": each.detail,
+                    "decisions": each.decisions,
+                    "first": each.first_time,
+                    "last": each.last_time,
+                    "example": each.example,
+                }
+                for each in found
+            ]
+        )
+        return
+    headers = ("POLICY", "DECISIONS", "WHAT", "LAST", "RECORD")
+    output.table(headers, ((each.policy[:12], str(each.decisions), each.detail, each.last_time, str(each.example)) for each in found))
+    if not found:
+        output.note("no differences on record")
+
+
 def records(
-    state: Path | None, export: Path | None, since: str, config: Path | None, progress: Callable[[int, int], None]
+    state: Path | None, export: Path | None, since: str, config: Path | None, progress: Callable[[int, int], None], kind: str = ""
 ) -> Iterator[Recorded | None]:
-    """The records that are named by the options of this command."""
+    """The records that are named by the options of these commands; of a state directory only those of a kind, if one is named."""
     since_us = from_rfc3339(moment(since, SystemClock().now_us())) if since else None
     recorded = trial("recorded")
     found: Iterator[Recorded | None]
@@ -78,7 +110,7 @@ def records(
     directory = state or (authority.state if authority else None)
     if directory is None:
         raise UsageError("say where the record is, with --state, --export or --config")
-    found = recorded.from_state(directory, since_us, progress)
+    found = recorded.from_state(directory, since_us, progress, kind)
     return found
 
 

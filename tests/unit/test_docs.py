@@ -144,6 +144,7 @@ def test_sign_request_has_the_members_of_the_code() -> None:
         ("`authority.tokens.NAME`", config.TokenLink),
         ("`authority.keys.NAME`", config.KeyConfig),
         ("`authority.keys.NAME.versions`", config.KeyVersionConfig),
+        ("`authority.shadow`", config.ShadowConfig),
         ("`hsm`", config.HsmConfig),
         ("`hsm.tokens.NAME`", config.TokenConfig),
         ("`hsm.tokens.NAME.log`", config.LogKeyConfig),

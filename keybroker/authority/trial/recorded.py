@@ -30,6 +30,7 @@ class Body(msgspec.Struct, frozen=True):
 
     count: int = 1
     event: str = ""
+    detail: str = ""
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -60,8 +61,8 @@ def leaf(state: Path, index: int) -> bytes:
     return found
 
 
-def from_state(state: Path, since_us: int | None, progress: Progress) -> Iterator[Recorded | None]:
-    """The records of a state directory, oldest first; None for one that cannot be read as one.
+def from_state(state: Path, since_us: int | None, progress: Progress, kind: str = "") -> Iterator[Recorded | None]:
+    """The records of a state directory, all or of one kind, oldest first; None for one that cannot be read as one.
 
     Reads in pages, each in a short transaction, so it may run beside a broker.
     """
@@ -70,7 +71,7 @@ def from_state(state: Path, since_us: int | None, progress: Progress) -> Iterato
         places = reader.places(wanted)
         last: int | None = places.start - 1
         while last is not None and last + 1 < places.stop:
-            page = reader.page(RecordFilter(after=last, limit=PAGE))
+            page = reader.page(RecordFilter(after=last, kind=kind, limit=PAGE))
             for each in page.leaves:
                 yield decoded(each)
             last = page.last

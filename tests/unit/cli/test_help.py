@@ -36,8 +36,8 @@ def test_commands_are_those_of_the_contract() -> None:
     assert {" ".join(words) for words in COMMANDS} == {
         "dev init", "serve", "frontend", "authority", "hsm", "check", "sign", "verify", "whoami",
         "keys list", "keys show", "keys public", "audit tail", "audit query", "audit show", "audit check",
-        "policy check", "policy test", "policy simulate", "policy diff", "policy replay",
         "clock show", "clock acknowledge",
+        "policy check", "policy test", "policy simulate", "policy diff", "policy replay", "policy shadow",
     }  # fmt: skip
 
 
