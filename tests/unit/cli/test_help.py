@@ -37,7 +37,7 @@ def test_commands_are_those_of_the_contract() -> None:
         "dev init", "serve", "frontend", "authority", "hsm", "check", "sign", "verify", "whoami",
         "keys list", "keys show", "keys public", "audit tail", "audit query", "audit show", "audit check",
         "clock show", "clock acknowledge",
-        "policy check", "policy test", "policy simulate", "policy diff", "policy replay", "policy shadow",
+        "policy check", "policy test", "policy simulate", "policy diff", "policy replay", "policy bundle", "policy shadow",
     }  # fmt: skip
 
 
