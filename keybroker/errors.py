@@ -225,3 +225,33 @@ class AuditBusyError(AuditUnavailableError):
     """As above, because another process has held the database for longer than a commit waits; to callers, an overload."""
 
     code = OverloadedError.code
+
+
+class SelfApprovalError(RefusalError):
+    """Nobody approves what he asked for himself, with whichever of his identities."""
+
+    code = "self-approval"
+
+
+class ApprovalMismatchError(RefusalError):
+    """The approval is not one of this operation by this caller: another statement, another signature. `reasons` says what differs."""
+
+    code = "approval-mismatch"
+
+
+class ApprovalConsumedError(RefusalError):
+    """The operation has been redeemed."""
+
+    code = "approval-consumed"
+
+
+class ApprovalStaleError(RefusalError):
+    """The rules or the key have changed since the operation was asked for; what was approved stands for nothing any more."""
+
+    code = "approval-stale"
+
+
+class ApprovalExpiredError(RefusalError):
+    """The operation was not approved and redeemed in time."""
+
+    code = "approval-expired"

@@ -14,11 +14,12 @@ from keybroker.authority.reads import Reads
 from keybroker.authority.security_events import SecurityEvents
 from keybroker.authority.service import KeyUseService
 from keybroker.authority.uses import Asker
-from keybroker.errors import OverloadedError, RefusalError, SvidInvalidError, UnauthenticatedError
+from keybroker.errors import NotFoundError, OverloadedError, RefusalError, SvidInvalidError, UnauthenticatedError
 from keybroker.identity.x509_svid import SvidValidator
 from keybroker.model.call import (
     Answer,
     AnyReply,
+    Approve,
     BatchReply,
     Call,
     Explain,
@@ -27,12 +28,15 @@ from keybroker.model.call import (
     HealthReply,
     ListJwks,
     ListKeys,
+    ListOperations,
     Metrics,
     MetricsReply,
     Noted,
     Problem,
     QueryRecords,
+    Redeem,
     ShowKey,
+    ShowOperation,
     ShowRecord,
     Sign,
     SignBatch,
@@ -135,6 +139,8 @@ class Desk:
                 return await self._reads.query_records(asker, call.ask)
             case ShowRecord():
                 return await self._reads.show_record(asker, call.ask)
+            case ListOperations() | ShowOperation() | Approve() | Redeem():
+                raise NotFoundError("There is no such operation, or it is none of yours.")
             case _:
                 assert_never(call.ask)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from keybroker.model.call import ExplainReply, KeyReply, Signed, WhoamiReply
+from keybroker.model.call import ExplainReply, KeyReply, OperationReply, Pending, Signed, StageView, WhoamiReply
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -108,10 +108,138 @@ class SignedUse(Shape, frozen=True):
         return cls(reply.signature, reply.key, reply.version, reply.algorithm, reply.use, places)
 
 
+class Stage(Shape, frozen=True):
+    """One stage of a quorum: how many people of which groups, and whose approval counts now. `is_open`: it can be approved now."""
+
+    index: int
+    grant: str
+    approvals: int
+    of: tuple[str, ...]
+    given: tuple[str, ...]
+    is_open: bool
+
+    @classmethod
+    def of_view(cls, view: StageView) -> Stage:
+        """From a frame."""
+        return cls(**msgspec.structs.asdict(view))
+
+
+class Needs(Shape, frozen=True):
+    """What an operation needs: all stages."""
+
+    stages: tuple[Stage, ...]
+
+
+class PendingUse(Shape, frozen=True):
+    """The answer 202: nothing is signed before others have approved it. `expires` is RFC 3339."""
+
+    operation: str
+    needs: Needs
+    expires: str
+
+    @classmethod
+    def of(cls, reply: Pending) -> PendingUse:
+        """From the authority's reply."""
+        return cls(reply.operation, Needs(tuple(Stage.of_view(each) for each in reply.needs)), reply.expires)
+
+
+class OperationContent(Shape, frozen=True):
+    """What would be signed, as far as policy sees it."""
+
+    type: str
+    size: int
+    media_type: str
+    fields: dict[str, str]
+
+
+class OperationSubject(Shape, frozen=True):
+    """What is to be done: never the payload. `digest` is lower-case hex: what is signed, for Ed25519 the SHA-512 of it."""
+
+    operation: str
+    key: str
+    version: int
+    spki_sha256: str
+    algorithm: str
+    hash: str
+    digest: str
+    content: OperationContent
+    reason: str
+
+
+class Approval(Shape, frozen=True):
+    """One approval or refusal that was given, and the index of its record."""
+
+    verdict: str
+    stage: int
+    person: str
+    approver: str
+    given: str
+    record: int
+
+
+class Operation(Shape, frozen=True):
+    """One operation: what is to be done, what it needs, who has approved it. `yours`: the stages that the caller may approve now."""
+
+    id: str
+    kind: str
+    state: str
+    log: str
+    requester: str
+    requested: str
+    expires: str
+    not_before: str
+    decision: str
+    subject: OperationSubject
+    stages: tuple[Stage, ...]
+    approvals: tuple[Approval, ...]
+    yours: tuple[int, ...]
+    use: str
+    record: int
+
+    @classmethod
+    def of(cls, reply: OperationReply) -> Operation:
+        """From the authority's reply."""
+        about = reply.subject
+        return cls(
+            id=reply.id,
+            kind=reply.kind,
+            state=reply.state,
+            log=reply.log,
+            requester=reply.requester,
+            requested=reply.requested,
+            expires=reply.expires,
+            not_before=reply.not_before,
+            decision=reply.decision,
+            subject=OperationSubject(
+                operation=about.operation,
+                key=about.key,
+                version=about.version,
+                spki_sha256=about.spki_sha256,
+                algorithm=about.algorithm,
+                hash=about.hash,
+                digest=about.digest,
+                content=OperationContent(about.content_type, about.content_size, about.media_type, about.fields),
+                reason=about.reason,
+            ),
+            stages=tuple(Stage.of_view(each) for each in reply.stages),
+            approvals=tuple(Approval(**msgspec.structs.asdict(each)) for each in reply.approvals),
+            yours=reply.yours,
+            use=reply.use,
+            record=reply.record,
+        )
+
+
+class Operations(Shape, frozen=True):
+    """Operations, newest first. `mark`: give it with `wait` to hear of the next change."""
+
+    operations: tuple[Operation, ...]
+    mark: str
+
+
 class BatchResults(Shape, frozen=True):
     """One answer or problem per item, in order."""
 
-    results: tuple[SignedUse | ProblemDocument, ...]
+    results: tuple[SignedUse | PendingUse | ProblemDocument, ...]
 
 
 class LimitLeft(Shape, frozen=True):

@@ -61,6 +61,43 @@ class Explain(Ask, frozen=True):
     body: SignBody
 
 
+class ListOperations(Ask, frozen=True):
+    """The operations that the caller asked for or may approve, newest first.
+
+    Attributes:
+        state: one of `OPERATION_STATES`; empty for all.
+        wait_s: wait so long for a list with another mark than `mark`; 0 answers at once.
+        mark: of the list that the caller has; empty for none.
+    """
+
+    state: str = ""
+    wait_s: int = 0
+    mark: str = ""
+    limit: int = 100
+
+
+class ShowOperation(Ask, frozen=True):
+    """One operation. With `wait_s`, the answer comes when it is not pending any more, or so many seconds later."""
+
+    operation: str
+    wait_s: int = 0
+
+
+class Approve(Ask, frozen=True):
+    """A signed approval or refusal: a DSSE envelope, JSON, exactly as the approver made it."""
+
+    operation: str
+    envelope: bytes
+
+
+class Redeem(Ask, frozen=True):
+    """Do what a complete quorum has approved, once. Ed25519 needs the message again: an operation keeps digests only."""
+
+    operation: str
+    message: bytes | None = None
+    idempotency_key: str = ""
+
+
 class QueryRecords(Ask, frozen=True):
     """A page of the record, oldest first. Empty strings and 0 do not filter; times are microseconds since the epoch.
 
@@ -110,7 +147,22 @@ class HandshakesFailed(Ask, frozen=True):
 
 
 AnyAsk = (
-    Whoami | ListKeys | ShowKey | ListJwks | Sign | SignBatch | Explain | QueryRecords | ShowRecord | Health | Metrics | HandshakesFailed
+    Whoami
+    | ListKeys
+    | ShowKey
+    | ListJwks
+    | Sign
+    | SignBatch
+    | Explain
+    | ListOperations
+    | ShowOperation
+    | Approve
+    | Redeem
+    | QueryRecords
+    | ShowRecord
+    | Health
+    | Metrics
+    | HandshakesFailed
 )
 
 
@@ -206,10 +258,116 @@ class Signed(Reply, frozen=True):
     outcome: int
 
 
+class StageView(msgspec.Struct, frozen=True, array_like=True):
+    """One stage of a quorum. Stages of one grant come one after another; those of several grants do not wait for each other.
+
+    Attributes:
+        index: of this stage among all of the operation; an approval names it.
+        grant: whose quorum it is part of.
+        approvals: how many people it takes.
+        of: groups; a member of any of them may approve.
+        given: the people whose approval counts now.
+        is_open: whether an approval of this stage would be taken now.
+    """
+
+    index: int
+    grant: str
+    approvals: int
+    of: tuple[str, ...]
+    given: tuple[str, ...]
+    is_open: bool
+
+
+class Pending(Reply, frozen=True):
+    """Nothing is done before others have approved it. `expires` is RFC 3339."""
+
+    operation: str
+    needs: tuple[StageView, ...]
+    expires: str
+
+
+class Subject(msgspec.Struct, frozen=True, array_like=True):
+    """What is to be done: never the payload. What does not concern a kind of operation is empty.
+
+    Attributes:
+        operation: as policy calls it, for example `sign`.
+        key: and `version`, `spki_sha256` (lower-case hex), `algorithm`: what would sign.
+        hash: of `digest`, lower-case hex: what is signed (for Ed25519 the SHA-512 of it).
+        content_type: `message` or `digest`; how many bytes it has is `content_size`.
+        fields: of the content, as policy sees them.
+        reason: the requester's words.
+    """
+
+    operation: str
+    key: str
+    version: int
+    spki_sha256: str
+    algorithm: str
+    hash: str
+    digest: str
+    content_type: str
+    content_size: int
+    media_type: str
+    fields: dict[str, str]
+    reason: str
+
+
+class ApprovalView(msgspec.Struct, frozen=True, array_like=True):
+    """One approval or refusal that was given. `verdict` is `approve` or `refuse`; `record` is its index in the log."""
+
+    verdict: str
+    stage: int
+    person: str
+    approver: str
+    given: str
+    record: int
+
+
+OPERATION_STATES = ("pending", "ready", "redeemed", "refused", "expired", "stale")
+
+
+class OperationReply(Reply, frozen=True):
+    """One operation, as its requester and its approvers see it. Times are RFC 3339.
+
+    Attributes:
+        kind: `use` for the use of a key.
+        state: one of `OPERATION_STATES`. `ready`: the quorum is complete. `stale`: the rules have changed, so that the approvals
+            stand for nothing any more.
+        not_before: of a redemption, because of a cool-off; empty while the quorum is not complete.
+        decision: digest of the grants and obligations that applied, lower-case hex SHA-256.
+        yours: indexes of the stages that the caller may approve now.
+        use: ULID of the use that redeemed it; empty if there is none.
+        record: index of the record of the request.
+    """
+
+    id: str
+    kind: str
+    state: str
+    log: str
+    requester: str
+    requested: str
+    expires: str
+    not_before: str
+    decision: str
+    subject: Subject
+    stages: tuple[StageView, ...]
+    approvals: tuple[ApprovalView, ...]
+    yours: tuple[int, ...]
+    use: str
+    record: int
+
+
+class OperationsReply(Reply, frozen=True):
+    """Operations, newest first. `mark` changes whenever one of the caller's operations does."""
+
+    operations: tuple[OperationReply, ...]
+    mark: str
+
+
 class BatchReply(Reply, frozen=True):
     """One answer per item, in order."""
 
-    results: tuple[Signed | Problem, ...]
+    results: tuple[Signed | Pending | Problem, ...]
 
 
 class LimitLeft(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -260,7 +418,20 @@ class Noted(Reply, frozen=True):
 
 
 AnyReply = (
-    Problem | WhoamiReply | KeyReply | KeysReply | Signed | BatchReply | ExplainReply | RecordsReply | HealthReply | MetricsReply | Noted
+    Problem
+    | WhoamiReply
+    | KeyReply
+    | KeysReply
+    | Signed
+    | Pending
+    | BatchReply
+    | ExplainReply
+    | OperationReply
+    | OperationsReply
+    | RecordsReply
+    | HealthReply
+    | MetricsReply
+    | Noted
 )
 
 
