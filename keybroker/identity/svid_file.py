@@ -6,15 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from keybroker.errors import ConfigError
 from keybroker.model.identity import SpiffeId, SpiffeIdError
 
+SigningKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
+
 
 @dataclass(frozen=True, slots=True)
 class SvidFile:
-    """What a file says, except for the private key, which only the TLS library reads.
+    """What a file says, except for the private key: that is read by the TLS library, and by `load_with_key` for whoever signs with it.
 
     Attributes:
         chain: DER certificates, leaf first.
@@ -33,6 +37,23 @@ class SvidFile:
         Raises:
             ConfigError: unreadable, incomplete, or the key is another certificate's.
         """
+        return cls._read(path)[0]
+
+    @classmethod
+    def load_with_key(cls, path: Path) -> tuple[SvidFile, SigningKey]:
+        """The same, and the private key, which belongs to the chain because both were read at once.
+
+        Raises:
+            ConfigError: as `load`; or the key is of a kind that SVIDs do not have.
+        """
+        file, key = cls._read(path)
+        if not isinstance(key, SigningKey):
+            msg = f"{path}: the private key must be ECDSA, RSA or Ed25519"
+            raise ConfigError(msg)
+        return file, key
+
+    @classmethod
+    def _read(cls, path: Path) -> tuple[SvidFile, PrivateKeyTypes]:
         try:
             data = path.read_bytes()
         except OSError as err:
@@ -50,7 +71,7 @@ class SvidFile:
             msg = f"{path}: the private key is not the first certificate's; put the leaf first"
             raise ConfigError(msg)
         chain = tuple(certificate.public_bytes(Encoding.DER) for certificate in certificates)
-        return cls(path, _identity(path, leaf), chain, int(leaf.not_valid_after_utc.timestamp()))
+        return cls(path, _identity(path, leaf), chain, int(leaf.not_valid_after_utc.timestamp())), key
 
 
 def _identity(path: Path, leaf: x509.Certificate) -> SpiffeId:
