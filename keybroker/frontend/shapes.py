@@ -7,7 +7,18 @@ from __future__ import annotations
 
 import msgspec
 
-from keybroker.model.call import ExplainReply, KeyReply, OperationReply, Pending, Signed, StageView, WhoamiReply
+from keybroker.model.approval import Subject
+from keybroker.model.call import (
+    ApprovalView,
+    ExplainReply,
+    KeyReply,
+    OperationReply,
+    OperationState,
+    Pending,
+    Signed,
+    StageView,
+    WhoamiReply,
+)
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -111,23 +122,23 @@ class SignedUse(Shape, frozen=True):
 class Stage(Shape, frozen=True):
     """One stage of a quorum: how many people of which groups, and whose approval counts now. `is_open`: it can be approved now."""
 
-    index: int
-    grant: str
+    name: str
     approvals: int
     of: tuple[str, ...]
     given: tuple[str, ...]
     is_open: bool
 
     @classmethod
-    def of_view(cls, view: StageView) -> Stage:
+    def seen(cls, view: StageView) -> Stage:
         """From a frame."""
         return cls(**msgspec.structs.asdict(view))
 
 
 class Needs(Shape, frozen=True):
-    """What an operation needs: all stages."""
+    """What an operation needs: all stages, and the end of the cool-off, empty while an approval is missing."""
 
     stages: tuple[Stage, ...]
+    not_before: str
 
 
 class PendingUse(Shape, frozen=True):
@@ -140,93 +151,52 @@ class PendingUse(Shape, frozen=True):
     @classmethod
     def of(cls, reply: Pending) -> PendingUse:
         """From the authority's reply."""
-        return cls(reply.operation, Needs(tuple(Stage.of_view(each) for each in reply.needs)), reply.expires)
-
-
-class OperationContent(Shape, frozen=True):
-    """What would be signed, as far as policy sees it."""
-
-    type: str
-    size: int
-    media_type: str
-    fields: dict[str, str]
-
-
-class OperationSubject(Shape, frozen=True):
-    """What is to be done: never the payload. `digest` is lower-case hex: what is signed, for Ed25519 the SHA-512 of it."""
-
-    operation: str
-    key: str
-    version: int
-    spki_sha256: str
-    algorithm: str
-    hash: str
-    digest: str
-    content: OperationContent
-    reason: str
+        needs = Needs(tuple(Stage.seen(each) for each in reply.needs), reply.not_before)
+        return cls(reply.operation, needs, reply.expires)
 
 
 class Approval(Shape, frozen=True):
-    """One approval or refusal that was given, and the index of its record."""
+    """One approval or refusal that was given, the index of its record, and whether it counts now."""
 
     verdict: str
-    stage: int
+    stage: str
     person: str
     approver: str
     given: str
     record: int
+    counts: bool
+
+    @classmethod
+    def seen(cls, view: ApprovalView) -> Approval:
+        """From a frame."""
+        return cls(**msgspec.structs.asdict(view))
 
 
 class Operation(Shape, frozen=True):
-    """One operation: what is to be done, what it needs, who has approved it. `yours`: the stages that the caller may approve now."""
+    """One operation: what is to be done, what it needs, who has approved it.
+
+    `subject` is what an approval is about, word for word. `person` is who the caller is, `yours` the stages that it may approve now.
+    """
 
     id: str
-    kind: str
-    state: str
-    log: str
-    requester: str
+    state: OperationState
+    subject: Subject
     requested: str
-    expires: str
     not_before: str
-    decision: str
-    subject: OperationSubject
     stages: tuple[Stage, ...]
     approvals: tuple[Approval, ...]
-    yours: tuple[int, ...]
+    person: str
+    yours: tuple[str, ...]
     use: str
     record: int
 
     @classmethod
     def of(cls, reply: OperationReply) -> Operation:
         """From the authority's reply."""
-        about = reply.subject
-        return cls(
-            id=reply.id,
-            kind=reply.kind,
-            state=reply.state,
-            log=reply.log,
-            requester=reply.requester,
-            requested=reply.requested,
-            expires=reply.expires,
-            not_before=reply.not_before,
-            decision=reply.decision,
-            subject=OperationSubject(
-                operation=about.operation,
-                key=about.key,
-                version=about.version,
-                spki_sha256=about.spki_sha256,
-                algorithm=about.algorithm,
-                hash=about.hash,
-                digest=about.digest,
-                content=OperationContent(about.content_type, about.content_size, about.media_type, about.fields),
-                reason=about.reason,
-            ),
-            stages=tuple(Stage.of_view(each) for each in reply.stages),
-            approvals=tuple(Approval(**msgspec.structs.asdict(each)) for each in reply.approvals),
-            yours=reply.yours,
-            use=reply.use,
-            record=reply.record,
-        )
+        parts = msgspec.structs.asdict(reply)
+        parts["stages"] = tuple(Stage.seen(each) for each in reply.stages)
+        parts["approvals"] = tuple(Approval.seen(each) for each in reply.approvals)
+        return cls(**parts)
 
 
 class Operations(Shape, frozen=True):

@@ -5,11 +5,12 @@ The frontend vouches for nothing but "TLS delivered this chain, from this addres
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 from keybroker.errors import RefusalError
+from keybroker.model.approval import Subject
 from keybroker.model.request import SignBody
 
 MAX_FAILED_HANDSHAKES = 128
@@ -65,7 +66,7 @@ class ListOperations(Ask, frozen=True):
     """The operations that the caller asked for or may approve, newest first.
 
     Attributes:
-        state: one of `OPERATION_STATES`; empty for all.
+        state: only those in it; empty for all.
         wait_s: wait so long for a list with another mark than `mark`; 0 answers at once.
         mark: of the list that the caller has; empty for none.
     """
@@ -262,16 +263,14 @@ class StageView(msgspec.Struct, frozen=True, array_like=True):
     """One stage of a quorum. Stages of one grant come one after another; those of several grants do not wait for each other.
 
     Attributes:
-        index: of this stage among all of the operation; an approval names it.
-        grant: whose quorum it is part of.
+        name: `GRANT/NUMBER`; an approval names it.
         approvals: how many people it takes.
         of: groups; a member of any of them may approve.
         given: the people whose approval counts now.
         is_open: whether an approval of this stage would be taken now.
     """
 
-    index: int
-    grant: str
+    name: str
     approvals: int
     of: tuple[str, ...]
     given: tuple[str, ...]
@@ -279,80 +278,60 @@ class StageView(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Pending(Reply, frozen=True):
-    """Nothing is done before others have approved it. `expires` is RFC 3339."""
+    """Nothing is done yet: others have to approve it, or the cool-off is not over. Times are RFC 3339.
+
+    Attributes:
+        expires: when the operation ends.
+        not_before: when the cool-off is over; empty while an approval is missing.
+    """
 
     operation: str
     needs: tuple[StageView, ...]
     expires: str
-
-
-class Subject(msgspec.Struct, frozen=True, array_like=True):
-    """What is to be done: never the payload. What does not concern a kind of operation is empty.
-
-    Attributes:
-        operation: as policy calls it, for example `sign`.
-        key: and `version`, `spki_sha256` (lower-case hex), `algorithm`: what would sign.
-        hash: of `digest`, lower-case hex: what is signed (for Ed25519 the SHA-512 of it).
-        content_type: `message` or `digest`; how many bytes it has is `content_size`.
-        fields: of the content, as policy sees them.
-        reason: the requester's words.
-    """
-
-    operation: str
-    key: str
-    version: int
-    spki_sha256: str
-    algorithm: str
-    hash: str
-    digest: str
-    content_type: str
-    content_size: int
-    media_type: str
-    fields: dict[str, str]
-    reason: str
+    not_before: str
 
 
 class ApprovalView(msgspec.Struct, frozen=True, array_like=True):
     """One approval or refusal that was given. `verdict` is `approve` or `refuse`; `record` is its index in the log."""
 
     verdict: str
-    stage: int
+    stage: str
     person: str
     approver: str
     given: str
     record: int
+    counts: bool
 
 
-OPERATION_STATES = ("pending", "ready", "redeemed", "refused", "expired", "stale")
+OperationState = Literal["pending", "ready", "redeemed", "refused", "expired"]
 
 
 class OperationReply(Reply, frozen=True):
     """One operation, as its requester and its approvers see it. Times are RFC 3339.
 
     Attributes:
-        kind: `use` for the use of a key.
-        state: one of `OPERATION_STATES`. `ready`: the quorum is complete. `stale`: the rules have changed, so that the approvals
-            stand for nothing any more.
+        state: `ready` when the quorum is complete, though perhaps not cooled off.
+        subject: what an approval is about, word for word.
+        requested: when.
         not_before: of a redemption, because of a cool-off; empty while the quorum is not complete.
-        decision: digest of the grants and obligations that applied, lower-case hex SHA-256.
-        yours: indexes of the stages that the caller may approve now.
+        stages: what it needs.
+        approvals: what was given, oldest first. Each has `counts`: false for a refusal, and for an approval that is worth nothing
+            any more, because the approver was removed, denied or replaced.
+        person: whose identity the caller's is, by the grant files; empty if nobody's.
+        yours: names of the stages that the caller may approve now.
         use: ULID of the use that redeemed it; empty if there is none.
         record: index of the record of the request.
     """
 
     id: str
-    kind: str
-    state: str
-    log: str
-    requester: str
-    requested: str
-    expires: str
-    not_before: str
-    decision: str
+    state: OperationState
     subject: Subject
+    requested: str
+    not_before: str
     stages: tuple[StageView, ...]
     approvals: tuple[ApprovalView, ...]
-    yours: tuple[int, ...]
+    person: str
+    yours: tuple[str, ...]
     use: str
     record: int
 
