@@ -128,19 +128,17 @@ def test_nobody_in_particular_is_not_the_same_person_as_nobody_in_particular() -
     assert not is_own(nobody, "spiffe://x/alice", lambda _: "")
 
 
-votes = st.lists(
-    st.builds(Vote, st.sampled_from(["a/1", "a/2", "b/1", "c/1"]), st.sampled_from(["", "p", "q", "r", "s"]), st.integers(1, 50)),
-    max_size=12,
-)
-quorum = st.lists(st.tuples(st.integers(1, 3), st.just(("g",))), min_size=1, max_size=2).map(tuple)
+Quorums = dict[str, tuple[tuple[int, tuple[str, ...]], ...]]
+
+names = st.sampled_from(["", "p", "q", "r", "s"])
+votes = st.lists(st.builds(Vote, st.sampled_from(["a/1", "a/2", "b/1", "c/1"]), names, st.integers(1, 50)), max_size=12)
+wanted = st.lists(st.tuples(st.integers(1, 3), st.just(("g",))), min_size=1, max_size=2).map(tuple)
+all_quorums = st.dictionaries(st.sampled_from("ab"), wanted, min_size=1)
 
 
-@given(st.dictionaries(st.sampled_from("ab"), quorum, min_size=1), votes)
-def test_ready_means_that_each_stage_of_each_grant_has_its_own_people(
-    quorums: dict[str, tuple[tuple[int, tuple[str, ...]], ...]], cast: list[Vote]
-) -> None:
-    made = operation(*quorums.items())
-    now: Standing = standing(made, cast, End.NONE, 500)
+@given(all_quorums, votes)
+def test_ready_means_that_each_stage_of_each_grant_has_its_own_people(quorums: Quorums, cast: list[Vote]) -> None:
+    now: Standing = standing(operation(*quorums.items()), cast, End.NONE, 500)
     for grant in quorums:
         counted = Counter(person for each in now.stages if each.stage.grant == grant for person in each.people)
         assert all(count == 1 for count in counted.values())
@@ -152,10 +150,8 @@ def test_ready_means_that_each_stage_of_each_grant_has_its_own_people(
     assert (now.not_before_us > 0) == enough
 
 
-@given(st.dictionaries(st.sampled_from("ab"), quorum, min_size=1), votes)
-def test_order_in_which_votes_are_read_does_not_matter(
-    quorums: dict[str, tuple[tuple[int, tuple[str, ...]], ...]], cast: list[Vote]
-) -> None:
+@given(all_quorums, votes)
+def test_order_in_which_votes_are_read_does_not_matter(quorums: Quorums, cast: list[Vote]) -> None:
     made = operation(*quorums.items())
     one, other = standing(made, cast, End.NONE, 500), standing(made, cast[::-1], End.NONE, 500)
     assert (one.state, one.not_before_us) == (other.state, other.not_before_us)
