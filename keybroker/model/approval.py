@@ -117,7 +117,7 @@ class Statement(_Part, frozen=True):
         verdict: `approve` or `refuse`.
         approver: SPIFFE ID of whoever signs.
         person: whose identity that is, by the grant files: people are counted, not identities.
-        stage: of the quorum, as the authority names it.
+        stage: which stage of which quorum, as the authority names it: `GRANT/NUMBER`.
         confirmed: how the approver was asked.
         issued: when it was signed, by the approver's clock; RFC 3339 in UTC with six decimals.
         expires: from when on it is void, by the broker's clock; not after the operation ends.

@@ -13,9 +13,13 @@ from pathlib import Path
 
 import msgspec
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
+from keybroker.audit import approval, dsse
+from keybroker.audit.approval import ApprovalError
 from keybroker.audit.chain import ChainChecker
 from keybroker.audit.checkpoint import Checkpoint, SignedCheckpoint
+from keybroker.audit.dsse import EnvelopeError
 from keybroker.audit.leaf import canonical
 from keybroker.audit.merkle import ProofError
 from keybroker.audit.note import Note, NoteError, VerifierKey
@@ -36,6 +40,7 @@ from keybroker.model.pkcs11_uri import Pkcs11Uri, Pkcs11UriError
 from keybroker.model.request import SignBody
 from keybroker.model.task import MAX_TASK_BYTES, SignTask, Task
 from keybroker.wire import FrameReader, frame_bytes
+from tests.approvals import STATEMENT, spki_of, statement, subject
 from tests.authorities import NOW_US, Authority, Shape
 from tests.clocks import FixedClock
 
@@ -227,6 +232,26 @@ def _note() -> Try:
     return attempt
 
 
+def _approval() -> Try:
+    """Only ApprovalError, whether the signature is good or not; and what is accepted has one spelling.
+
+    The bytes are tried as an envelope, and as a payload that its approver has signed.
+    """
+    spki = spki_of(_APPROVER)
+
+    def attempt(data: bytes) -> None:
+        with contextlib.suppress(ApprovalError):
+            approval.verified(data, spki)
+        try:
+            envelope = dsse.signed(approval.PAYLOAD_TYPE, data, _APPROVER)
+            statement = approval.verified(envelope, spki)
+        except (ApprovalError, EnvelopeError):
+            return
+        assert approval.payload_of(statement) == data == canonical(json.loads(data.decode(), object_pairs_hook=_unique))
+
+    return attempt
+
+
 def _tlog_proof() -> Try:
     """Only NoteError or ProofError; what is read is written back as it was."""
 
@@ -256,7 +281,7 @@ def _tile() -> Try:
 _TLOG = json.loads((Path(__file__).parents[1] / "vectors" / "tlog.json").read_text())
 _LOG_KEY = VerifierKey.parse(_TLOG["TlogKey"])
 _SIGNED_TEXTS = {each["Note"].partition("\n\n")[0] + "\n" for each in _TLOG["Notes"]}
-
+_APPROVER = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32))
 _ROOT = Authority()
 _LEAF = _ROOT.issue()
 _BELOW = _ROOT.intermediate().issue()
@@ -341,5 +366,13 @@ TARGETS: dict[str, Target] = {
     "note": Target(_note, (_TLOG["Notes"][1]["Note"].encode(), _TLOG["Cosigned"]["Note"].encode(), _TLOG["TlogKey"].encode())),
     "tlog-proof": Target(_tlog_proof, (_TLOG["TlogProof"].encode(),)),
     "tile": Target(_tile, (b"0/x001/x234/067.p/8", b"entries/000", bundle([b"one", b"two"]))),
+    "approval": Target(
+        _approval,
+        (
+            approval.signed(STATEMENT, _APPROVER),
+            approval.payload_of(STATEMENT),
+            approval.payload_of(statement(verdict="refuse", subject=subject(reason="caf\u00e9 \u202e\n"))),
+        ),
+    ),
     "bundle": Target(_bundle, (_ROOT.pem, json.dumps(_BUNDLE).encode())),
 }
