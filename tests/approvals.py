@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from keybroker.audit.dsse import PrivateKey
+from keybroker.client.results import Operation, Stage
 from keybroker.model.approval import Statement, Subject, SubjectContent, SubjectDigest, SubjectKey, SubjectOperation
 
 SUBJECT = Subject(
@@ -50,6 +51,26 @@ def statement(**changes: Any) -> Statement:
 def spki_of(key: PrivateKey) -> bytes:
     """The public key, DER SubjectPublicKeyInfo."""
     return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+OPERATION = Operation(
+    id=SUBJECT.operation.id,
+    state="pending",
+    subject=SUBJECT,
+    requested="2026-11-25T09:00:00.000000Z",
+    not_before="",
+    stages=(Stage("release-signing/1", 2, ("release-managers",), (), is_open=True),),
+    approvals=(),
+    person="alice",
+    yours=("release-signing/1",),
+    use="",
+    record=812,
+)
+
+
+def operation(**changes: Any) -> Operation:
+    """What a broker shows alice of the good subject, with some members changed."""
+    return msgspec.structs.replace(OPERATION, **changes)
 
 
 KEYS: dict[str, PrivateKey] = {

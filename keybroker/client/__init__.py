@@ -1,4 +1,4 @@
-"""The Python SDK of keybroker: ask for a signature, look at keys, read the record.
+"""The Python SDK of keybroker: ask for a signature, approve what others ask for, look at keys, read the record.
 
 ```python
 from keybroker.client import AUTO, Client
@@ -18,17 +18,44 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from keybroker.client.asks import AUTO, RecordFilters
     from keybroker.client.broker import AsyncClient, Client
-    from keybroker.client.errors import BrokerAnswerError, BrokerIdentityError, BrokerUnreachableError, SettingsError
-    from keybroker.client.results import Explanation, Key, KeyVersion, Record, RecordPage, SignedUse, UsePlaces, Whoami
+    from keybroker.client.errors import (
+        BrokerAnswerError,
+        BrokerIdentityError,
+        BrokerUnreachableError,
+        NothingToApproveError,
+        PendingError,
+        SettingsError,
+    )
+    from keybroker.client.results import (
+        Explanation,
+        GivenApproval,
+        Key,
+        KeyVersion,
+        Needs,
+        Operation,
+        OperationPage,
+        Pending,
+        Record,
+        RecordPage,
+        SignedUse,
+        Stage,
+        UsePlaces,
+        Whoami,
+    )
     from keybroker.model.request import SignBody
 
 _HOMES = {
     "keybroker.client.asks": ("AUTO", "RecordFilters"),
     "keybroker.client.broker": ("AsyncClient", "Client"),
-    "keybroker.client.errors": ("BrokerAnswerError", "BrokerIdentityError", "BrokerUnreachableError", "SettingsError"),
-    "keybroker.client.results": ("Explanation", "Key", "KeyVersion", "Record", "RecordPage", "SignedUse", "UsePlaces", "Whoami"),
+    "keybroker.client.errors": (
+        "BrokerAnswerError", "BrokerIdentityError", "BrokerUnreachableError", "NothingToApproveError", "PendingError", "SettingsError",
+    ),
+    "keybroker.client.results": (
+        "Explanation", "GivenApproval", "Key", "KeyVersion", "Needs", "Operation", "OperationPage", "Pending", "Record", "RecordPage",
+        "SignedUse", "Stage", "UsePlaces", "Whoami",
+    ),
     "keybroker.model.request": ("SignBody",),
-}
+}  # fmt: skip
 
 __all__ = [
     "AUTO",
@@ -38,14 +65,22 @@ __all__ = [
     "BrokerUnreachableError",
     "Client",
     "Explanation",
+    "GivenApproval",
     "Key",
     "KeyVersion",
+    "Needs",
+    "NothingToApproveError",
+    "Operation",
+    "OperationPage",
+    "Pending",
+    "PendingError",
     "Record",
     "RecordFilters",
     "RecordPage",
     "SettingsError",
     "SignBody",
     "SignedUse",
+    "Stage",
     "UsePlaces",
     "Whoami",
 ]

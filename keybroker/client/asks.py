@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import re
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack
 from urllib.parse import urlencode
@@ -18,15 +19,20 @@ import msgspec
 
 from keybroker.client import problems
 from keybroker.client.errors import BrokerAnswerError
-from keybroker.client.results import Explanation, Key, Record, RecordPage, SignedUse, Whoami
+from keybroker.client.results import Explanation, Key, Operation, OperationPage, Pending, Record, RecordPage, SignedUse, Whoami
 from keybroker.errors import InvalidError, RefusalError
 from keybroker.model.key import KEY_NAME, Algorithm
 from keybroker.model.request import Format, SignBody
 
 PublicKeyFormat = Literal["pem", "jwk", "openssh"]
 
+BatchResult = SignedUse | Pending | RefusalError
+"""What became of one item of a batch."""
+
 T = TypeVar("T")
 
+OPERATION_ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
+MAX_WAIT_S = 30
 _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _RANDOM_BYTES = 24
 
@@ -85,6 +91,7 @@ class Ask(Generic[T]):
         decode: makes the answer's value of the body of a 200; raises `BrokerAnswerError` where that cannot be.
         body: JSON, for POST.
         idempotency_key: empty for none.
+        wait_s: seconds for which the broker was asked to wait with its answer.
     """
 
     method: Literal["GET", "POST"]
@@ -92,6 +99,7 @@ class Ask(Generic[T]):
     decode: Callable[[bytes], T]
     body: bytes = field(default=b"", repr=False)
     idempotency_key: str = ""
+    wait_s: int = 0
 
     @property
     def is_repeatable(self) -> bool:
@@ -153,15 +161,18 @@ def sign(
         media_type: of the message, for rules that look at it.
         idempotency_key: `AUTO`, or 1 to 64 characters of `[A-Za-z0-9_-]`. With one, a lost answer is asked for again, and no second
             use is made. Without one, nothing is tried again.
+
+    Raises (when it is sent):
+        PendingError: others have to approve it first.
     """
     body = msgspec.json.encode(_sign_body(algorithm, message, digest, format, reason, media_type))
     return Ask("POST", f"{_path(key)}/sign", partial(_decoded, SignedUse), body, _idempotency_key(idempotency_key))
 
 
-def sign_batch(key: str, items: Sequence[SignBody], *, idempotency_key: str | Auto = "") -> Ask[tuple[SignedUse | RefusalError, ...]]:
+def sign_batch(key: str, items: Sequence[SignBody], *, idempotency_key: str | Auto = "") -> Ask[tuple[BatchResult, ...]]:
     """Use a key once for each of up to 1,000 items. One answer or refusal for each, in order; none of them is raised."""
 
-    def decode(data: bytes) -> tuple[SignedUse | RefusalError, ...]:
+    def decode(data: bytes) -> tuple[BatchResult, ...]:
         results = _decoded(_Batch, data).results
         if len(results) != len(items):
             raise BrokerAnswerError(f"{len(results)} answers to {len(items)} items")
@@ -183,6 +194,53 @@ def explain(
     """The decision that `sign` would get. No key is used; that it was asked is on record."""
     body = msgspec.json.encode(_sign_body(algorithm, message, digest, format, reason, media_type))
     return Ask("POST", f"{_path(key)}/sign/explain", partial(_decoded, Explanation), body)
+
+
+def operations(*, state: str = "", wait_s: int = 0, mark: str = "", limit: int = 100) -> Ask[OperationPage]:
+    """The operations that we asked for or may approve, newest first.
+
+    Args:
+        state: only those in it; empty for all.
+        wait_s: 0 to 30: let the broker wait so long for a list with another mark than `mark`.
+        mark: of the list that we have; empty for none.
+        limit: operations at most.
+    """
+    filters = {name: value for name, value in (("state", state), ("mark", mark)) if value}
+    return _waiting("/v1/operations", partial(_decoded, OperationPage), wait_s, limit=str(limit), **filters)
+
+
+def operation(id: str, *, wait_s: int = 0) -> Ask[Operation]:  # noqa: A002  as the broker calls it
+    """One operation. With `wait_s` (0 to 30), the answer comes when it is not pending any more, or so many seconds later."""
+    return _waiting(_operation_path(id), partial(_operation, id), wait_s)
+
+
+def give_approval(id: str, envelope: bytes) -> Ask[Operation]:  # noqa: A002  as above
+    """Hand in a signed approval or refusal (`keybroker.audit.approval`). `Client.approve` and `Client.refuse` make one and hand it in."""
+    return Ask("POST", f"{_operation_path(id)}/approvals", partial(_operation, id), envelope)
+
+
+def redeem(id: str, *, message: bytes | None = None, idempotency_key: str | Auto = "") -> Ask[SignedUse]:  # noqa: A002  as above
+    """Do what a complete quorum has approved, once: the same answer as `sign`.
+
+    Args:
+        id: of the operation, which we have asked for.
+        message: the message again, where its key is an Ed25519 key; the broker keeps digests only.
+        idempotency_key: as for `sign`.
+
+    Raises (when it is sent):
+        PendingError: an approval is missing, or a cool-off is not over.
+    """
+    body = msgspec.json.encode({} if message is None else {"message": message})
+    return Ask("POST", f"{_operation_path(id)}/redeem", partial(_decoded, SignedUse), body, _idempotency_key(idempotency_key))
+
+
+def pending(data: bytes) -> Pending:
+    """What a 202 says.
+
+    Raises:
+        BrokerAnswerError: it makes no sense.
+    """
+    return _decoded(Pending, data)
 
 
 def records(*, cursor: str = "", limit: int = 100, **filters: Unpack[RecordFilters]) -> Ask[RecordPage]:
@@ -220,6 +278,25 @@ class _Batch(msgspec.Struct, frozen=True):
 
 def _get(path: str, decode: Callable[[bytes], T], **parameters: str) -> Ask[T]:
     return Ask("GET", f"{path}?{urlencode(parameters)}" if parameters else path, decode)
+
+
+def _waiting(path: str, decode: Callable[[bytes], T], wait_s: int, **parameters: str) -> Ask[T]:
+    """A question that the broker answers later, when there is something new."""
+    waits = {"wait": str(_wait(wait_s))} if wait_s else {}
+    return replace(_get(path, decode, **parameters, **waits), wait_s=wait_s)
+
+
+def _wait(seconds: int) -> int:
+    if not 0 <= seconds <= MAX_WAIT_S:
+        raise InvalidError(f"a broker waits 0 to {MAX_WAIT_S} seconds; ask again for more")
+    return seconds
+
+
+def _operation_path(id_: str) -> str:
+    """The route of an operation. Not a ULID: no such operation, and no other route either."""
+    if not OPERATION_ID.fullmatch(id_):
+        raise InvalidError(f"{id_!r} is not an operation: 26 digits and capital letters, as `keybroker operations list` shows them")
+    return f"/v1/operations/{id_}"
 
 
 def _path(name: str) -> str:
@@ -268,6 +345,14 @@ def _decoded(type_: type[T], data: bytes) -> T:
         raise BrokerAnswerError(f"the answer is not one that this version understands: {err}") from err
 
 
+def _operation(id_: str, data: bytes) -> Operation:
+    """An operation, and the one that was asked for."""
+    found = _decoded(Operation, data)
+    if not found.id == found.subject.operation.id == id_:
+        raise BrokerAnswerError("the answer is about another operation")
+    return found
+
+
 def _text(data: bytes) -> str:
     try:
         return data.decode()
@@ -287,8 +372,9 @@ def _record(data: bytes) -> Record:
         raise BrokerAnswerError(f"a record is not one that this version understands: {err}") from err
 
 
-def _result(raw: msgspec.Raw) -> SignedUse | RefusalError:
-    try:
+def _result(raw: msgspec.Raw) -> BatchResult:
+    with contextlib.suppress(msgspec.MsgspecError, UnicodeError, RecursionError):
         return msgspec.json.decode(raw, type=SignedUse)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        return problems.of_document(_decoded(problems.ProblemDocument, bytes(raw)))
+    with contextlib.suppress(msgspec.MsgspecError, UnicodeError, RecursionError):
+        return msgspec.json.decode(raw, type=Pending)
+    return problems.of_document(_decoded(problems.ProblemDocument, bytes(raw)))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
-from keybroker.client import asks
-from keybroker.client.asks import Ask, RecordFilters
-from keybroker.client.results import Record
+from keybroker.client import approving, asks
+from keybroker.client.asks import MAX_WAIT_S, Ask, RecordFilters
+from keybroker.client.results import Operation, Record
 from keybroker.client.transport import TIMEOUT_S, AsyncTransport, Transport
+from keybroker.model.approval import Answer, Confirmation, Statement
 from keybroker.model.identity import SpiffeId
 
 PAGE = 1_000
+_PAUSE_S = 0.5  # between two questions that the broker may answer at once
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -60,9 +64,9 @@ class Client:
     For any number of threads at once: they share its connections. Not for a process that was forked after the first call: make a
     client of its own there.
 
-    Every method raises `RefusalError` (the subclass of the problem's code) where the broker says no, `BrokerUnreachableError`
-    where there is no answer, `BrokerIdentityError` where another than the broker answers, and `BrokerAnswerError` where the answer
-    makes no sense.
+    Every method raises `RefusalError` (the subclass of the problem's code) where the broker says no, `PendingError` where others have
+    to approve first, `BrokerUnreachableError` where there is no answer, `BrokerIdentityError` where another than the broker answers,
+    and `BrokerAnswerError` where the answer makes no sense.
 
     Args:
         url: `https://HOST:PORT`.
@@ -78,6 +82,7 @@ class Client:
 
     def __init__(self, url: str, *, svid: Path, bundle: Path, broker_id: SpiffeId | None = None, timeout_s: float = TIMEOUT_S) -> None:
         self._transport = Transport(url, svid, bundle, broker_id, timeout_s)
+        self._svid = svid
 
     whoami = _blocking(asks.whoami)
     keys = _blocking(asks.keys)
@@ -87,6 +92,10 @@ class Client:
     sign = _blocking(asks.sign)
     sign_batch = _blocking(asks.sign_batch)
     explain = _blocking(asks.explain)
+    operations = _blocking(asks.operations)
+    operation = _blocking(asks.operation)
+    give_approval = _blocking(asks.give_approval)
+    redeem = _blocking(asks.redeem)
     records = _blocking(asks.records)
     record = _blocking(asks.record)
 
@@ -97,6 +106,49 @@ class Client:
             page = self.records(**filters, cursor=cursor, limit=PAGE)
             yield from page.records
             cursor = page.next
+
+    def approve(self, operation: Operation, *, stages: Sequence[str] = (), confirmed: Confirmation = "yes-flag") -> Operation:
+        """Sign an approval of an operation that was looked at, with our own SVID's key, and hand it in.
+
+        Args:
+            operation: as `operation` or `operations` gave it: what it shows is what is signed, and no other.
+            stages: only these of `operation.yours`; all of them if empty.
+            confirmed: how the approver was asked: `prompt`, `file` (as `prompt`, after a file was found to have the digest), or
+                `yes-flag`, where a program decides.
+
+        Raises:
+            NothingToApproveError: no stage of it waits for us.
+        """
+        return self._give(operation, "approve", confirmed, stages)
+
+    def refuse(self, operation: Operation, *, confirmed: Confirmation = "yes-flag") -> Operation:
+        """The same with a no, which ends the operation."""
+        return self._give(operation, "refuse", confirmed, ())
+
+    def statements(
+        self, operation: Operation, verdict: Answer, *, confirmed: Confirmation, stages: Sequence[str] = ()
+    ) -> tuple[Statement, ...]:
+        """What `approve` or `refuse` would sign, to be shown first; `give` signs it. Asks nobody."""
+        return approving.statements(operation, approving.approver_of(self._svid), verdict, confirmed, stages)
+
+    def give(self, statement: Statement) -> Operation:
+        """Sign a statement that was shown, with our own SVID's key, and hand it in."""
+        return self.give_approval(statement.subject.operation.id, approving.signed(statement, self._svid))
+
+    def wait_for(self, id: str, *, timeout_s: float) -> Operation:  # noqa: A002  as the broker calls it
+        """An operation as soon as it is not `pending` any more, or as it is after so many seconds."""
+        end = time.monotonic() + timeout_s
+        while True:
+            left = end - time.monotonic()
+            operation = self.operation(id, wait_s=max(0, min(int(left), MAX_WAIT_S)))
+            if operation.state != "pending" or left <= _PAUSE_S:
+                return operation
+            time.sleep(_PAUSE_S)
+
+    def _give(self, operation: Operation, verdict: Answer, confirmed: Confirmation, stages: Sequence[str]) -> Operation:
+        for statement in self.statements(operation, verdict, confirmed=confirmed, stages=stages):
+            operation = self.give(statement)
+        return operation
 
     def close(self) -> None:
         """End all connections, those of calls that are under way when they have their answer."""
@@ -118,6 +170,7 @@ class AsyncClient:
 
     def __init__(self, url: str, *, svid: Path, bundle: Path, broker_id: SpiffeId | None = None, timeout_s: float = TIMEOUT_S) -> None:
         self._transport = AsyncTransport(url, svid, bundle, broker_id, timeout_s)
+        self._svid = svid
 
     whoami = _awaited(asks.whoami)
     keys = _awaited(asks.keys)
@@ -127,6 +180,10 @@ class AsyncClient:
     sign = _awaited(asks.sign)
     sign_batch = _awaited(asks.sign_batch)
     explain = _awaited(asks.explain)
+    operations = _awaited(asks.operations)
+    operation = _awaited(asks.operation)
+    give_approval = _awaited(asks.give_approval)
+    redeem = _awaited(asks.redeem)
     records = _awaited(asks.records)
     record = _awaited(asks.record)
 
@@ -138,6 +195,39 @@ class AsyncClient:
             for record in page.records:
                 yield record
             cursor = page.next
+
+    async def approve(self, operation: Operation, *, stages: Sequence[str] = (), confirmed: Confirmation = "yes-flag") -> Operation:
+        """As `Client.approve`."""
+        return await self._give(operation, "approve", confirmed, stages)
+
+    async def refuse(self, operation: Operation, *, confirmed: Confirmation = "yes-flag") -> Operation:
+        """As `Client.refuse`."""
+        return await self._give(operation, "refuse", confirmed, ())
+
+    def statements(
+        self, operation: Operation, verdict: Answer, *, confirmed: Confirmation, stages: Sequence[str] = ()
+    ) -> tuple[Statement, ...]:
+        """As `Client.statements`: asks nobody, and is not awaited."""
+        return approving.statements(operation, approving.approver_of(self._svid), verdict, confirmed, stages)
+
+    async def give(self, statement: Statement) -> Operation:
+        """As `Client.give`."""
+        return await self.give_approval(statement.subject.operation.id, approving.signed(statement, self._svid))
+
+    async def wait_for(self, id: str, *, timeout_s: float) -> Operation:  # noqa: A002  as the broker calls it
+        """As `Client.wait_for`."""
+        end = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            left = end - asyncio.get_running_loop().time()
+            operation = await self.operation(id, wait_s=max(0, min(int(left), MAX_WAIT_S)))
+            if operation.state != "pending" or left <= _PAUSE_S:
+                return operation
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _give(self, operation: Operation, verdict: Answer, confirmed: Confirmation, stages: Sequence[str]) -> Operation:
+        for statement in self.statements(operation, verdict, confirmed=confirmed, stages=stages):
+            operation = await self.give(statement)
+        return operation
 
     async def aclose(self) -> None:
         """End all connections, those of calls that are under way when they have their answer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from keybroker.client.results import Pending
 from keybroker.errors import KeyBrokerError
 
 
@@ -20,6 +21,25 @@ class BrokerUnreachableError(KeyBrokerError):
     def __init__(self, detail: str, *, was_sent: bool = True) -> None:
         super().__init__(detail)
         self.was_sent = was_sent
+
+
+class PendingError(KeyBrokerError):
+    """Nothing is signed yet, because others have to approve it first, or a cool-off is not over. Ask again by redeeming the operation.
+
+    Attributes:
+        pending: the operation that waits, and what it needs.
+    """
+
+    def __init__(self, pending: Pending) -> None:
+        open_stages = [each for each in pending.needs.stages if len(each.given) < each.approvals]
+        what = "; ".join(f"{each.approvals - len(each.given)} more of {', '.join(each.of)} ({each.name})" for each in open_stages)
+        waits = f"it can be redeemed from {pending.needs.not_before} on" if not what and pending.needs.not_before else f"it needs {what}"
+        super().__init__(f"operation {pending.operation} is pending: {waits}, until {pending.expires}")
+        self.pending = pending
+
+
+class NothingToApproveError(KeyBrokerError):
+    """No stage of this operation waits for us: it is not pending, it is ours, we have approved it, or it is another's turn."""
 
 
 class BrokerIdentityError(KeyBrokerError):

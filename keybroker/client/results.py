@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from keybroker.model.approval import Answer, Subject
 from keybroker.model.key import Algorithm, KeyFamily
 
 
@@ -77,6 +78,80 @@ class LimitLeft(Result, frozen=True):
     per: str
     left: int
     retry_after: int = 0
+
+
+class Stage(Result, frozen=True):
+    """One stage of a quorum: how many people of which groups. `given`: the people whose approval counts now. `name`: `GRANT/NUMBER`."""
+
+    name: str
+    approvals: int
+    of: tuple[str, ...]
+    given: tuple[str, ...]
+    is_open: bool
+
+
+class Needs(Result, frozen=True):
+    """What an operation needs. `not_before`: the end of a cool-off, RFC 3339; empty while an approval is missing."""
+
+    stages: tuple[Stage, ...]
+    not_before: str = ""
+
+
+class Pending(Result, frozen=True):
+    """A use that others have to approve first. `operation` is its ULID; `expires` RFC 3339."""
+
+    operation: str
+    needs: Needs
+    expires: str
+
+
+class GivenApproval(Result, frozen=True):
+    """An approval or a refusal that was given. `counts`: whether it is worth something now. `record`: its index in the log."""
+
+    verdict: Answer
+    stage: str
+    person: str
+    approver: str
+    given: str
+    record: int
+    counts: bool
+
+
+class Operation(Result, frozen=True):
+    """A use that waits, or waited, for approvals. Times are RFC 3339.
+
+    Attributes:
+        id: its ULID.
+        state: `pending`, `ready` (to be redeemed, perhaps only from `not_before` on), `redeemed`, `refused` or `expired`.
+        subject: what an approval is about, word for word.
+        requested: when it was asked for.
+        not_before: the end of a cool-off; empty where there is none.
+        stages: what it needs.
+        approvals: what was given, oldest first.
+        person: whose identity we are, by the broker's grants; empty if nobody's.
+        yours: names of the stages that we may approve now.
+        use: ULID of the use that redeemed it; empty if there is none.
+        record: index of the record of the request.
+    """
+
+    id: str
+    state: str
+    subject: Subject
+    requested: str
+    not_before: str
+    stages: tuple[Stage, ...]
+    approvals: tuple[GivenApproval, ...]
+    person: str
+    yours: tuple[str, ...]
+    use: str
+    record: int
+
+
+class OperationPage(Result, frozen=True):
+    """Operations, newest first. `mark` changes whenever one of them does: give it with `wait_s` to hear of the next change."""
+
+    operations: tuple[Operation, ...]
+    mark: str
 
 
 class Explanation(Result, frozen=True):

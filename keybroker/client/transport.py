@@ -15,12 +15,12 @@ from typing import Any, Generic, TypeVar
 
 import httpcore
 
-from keybroker.client import problems
+from keybroker.client import asks, problems
 from keybroker.client.asks import Ask
 from keybroker.client.async_sockets import AsyncioBackend
 from keybroker.client.call import Call
 from keybroker.client.deadline import DeadlineBackend
-from keybroker.client.errors import BrokerAnswerError, BrokerIdentityError, BrokerUnreachableError, SettingsError
+from keybroker.client.errors import BrokerAnswerError, BrokerIdentityError, BrokerUnreachableError, PendingError, SettingsError
 from keybroker.client.pools import Pools
 from keybroker.client.tls import Credentials, WrongPeerError
 from keybroker.errors import KeyBrokerError, SvidInvalidError
@@ -32,6 +32,7 @@ MAX_ANSWER_BYTES = 32 * 1024 * 1024  # a page of records is cut at 8 MiB
 _CONNECT_S = 5.0
 _KEEP_S = 30.0  # half of what a broker keeps an idle connection for: neither end closes it under the other
 _OK = 200
+_ACCEPTED = 202
 _DEFAULT_PORT = 443
 _URL = re.compile(r"https://(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?/?", re.IGNORECASE | re.ASCII)
 _FAILURES = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, OSError)
@@ -64,7 +65,7 @@ class _Base(Generic[P]):
         self._pools = Pools(Credentials(svid, bundle, broker_id), make)
 
     def _call(self, ask: Ask[T]) -> Call:
-        return Call(is_repeatable=ask.is_repeatable, timeout_s=self._timeout_s)
+        return Call(is_repeatable=ask.is_repeatable, timeout_s=self._timeout_s + ask.wait_s)
 
     def _request(self, ask: Ask[T], **timeouts: float) -> dict[str, Any]:
         """One request, as httpcore's pools take it."""
@@ -91,6 +92,7 @@ class Transport(_Base[httpcore.ConnectionPool]):
         """Ask, and ask again after a pause while that is safe and there is time.
 
         Raises:
+            PendingError: others have to approve it first.
             RefusalError: the broker said no; the subclass of the problem's code.
             BrokerUnreachableError: no answer.
             BrokerIdentityError: another than the broker answered.
@@ -185,9 +187,12 @@ class Answer:
         """The whole body of a 200.
 
         Raises:
+            PendingError: nothing is done yet.
             RefusalError: the broker said no.
-            BrokerAnswerError: it is neither.
+            BrokerAnswerError: it is none of these.
         """
+        if self._status == _ACCEPTED:
+            raise PendingError(asks.pending(bytes(self._body)))
         if self._status != _OK:
             raise problems.refusal(self._status, self._headers, bytes(self._body))
         return bytes(self._body)

@@ -6,7 +6,7 @@ rest is what the approver adds.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -15,7 +15,7 @@ from keybroker.model.identity import SpiffeId, SpiffeIdError
 from keybroker.model.key import KEY_NAME, Algorithm
 from keybroker.model.request import MAX_MEDIA_TYPE_CHARACTERS, MAX_REASON_CHARACTERS
 
-STATEMENT_VERSION = 1
+STATEMENT_VERSION: Final = 1
 MAX_FIELDS = 64
 MAX_FIELD_CHARACTERS = 1_024
 SIGNING_KINDS = frozenset({"sign", "sign-digest"})

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keybroker.client import AUTO, BrokerAnswerError, SignBody, asks
+from keybroker.client import AUTO, BrokerAnswerError, OperationPage, SignBody, asks
 from keybroker.client.asks import Ask
 from keybroker.errors import DeniedError, InvalidError, RefusalError
+from keybroker.model.approval import SubjectOperation
 from keybroker.model.key import KEY_NAME, Algorithm
+from tests.approvals import OPERATION, operation, subject
 
 SIGNED = {
     "signature": "AAE=", "key": "orders", "version": 3, "algorithm": "ES256", "use": "01J",
@@ -36,6 +38,10 @@ SIGNED = {
         (asks.records(limit=7, cursor="12", kind="", key="k"), "/v1/audit/records?key=k&cursor=12&limit=7"),
         (asks.records(since="2026-01-01T00:00:00+02:00", limit=1), "/v1/audit/records?since=2026-01-01T00%3A00%3A00%2B02%3A00&limit=1"),
         (asks.record(7), "/v1/audit/records/7"),
+        (asks.operations(), "/v1/operations?limit=100"),
+        (asks.operations(state="pending", wait_s=30, mark="a b", limit=7), "/v1/operations?limit=7&state=pending&mark=a+b&wait=30"),
+        (asks.operation(OPERATION.id), f"/v1/operations/{OPERATION.id}"),
+        (asks.operation(OPERATION.id, wait_s=5), f"/v1/operations/{OPERATION.id}?wait=5"),
     ],
 )
 def test_reading_is_a_get_that_may_be_repeated(ask: Ask[Any], target: str) -> None:
@@ -49,6 +55,48 @@ def test_signing_is_a_post_that_may_not_be_repeated() -> None:
     assert json.loads(ask.body) == {
         "algorithm": "ES256", "message": "AAE=", "format": "p1363", "reason": "r", "media_type": "text/plain",
     }  # fmt: skip
+
+
+def test_approvals_and_redemptions_are_posts_that_may_not_be_repeated() -> None:
+    given = asks.give_approval(OPERATION.id, b'{"payload":""}')
+    assert (given.method, given.target, given.body) == ("POST", f"/v1/operations/{OPERATION.id}/approvals", b'{"payload":""}')
+    redeemed = asks.redeem(OPERATION.id)
+    assert (redeemed.method, redeemed.target, redeemed.body) == ("POST", f"/v1/operations/{OPERATION.id}/redeem", b"{}")
+    assert asks.redeem(OPERATION.id, message=b"\0\1").body == b'{"message":"AAE="}'
+    assert not given.is_repeatable
+    assert not redeemed.is_repeatable
+    assert asks.redeem(OPERATION.id, idempotency_key=AUTO).is_repeatable
+
+
+@pytest.mark.parametrize("id_", ["", "../keys", f"{OPERATION.id}/redeem", f"{OPERATION.id}\n", OPERATION.id.lower(), "9" * 26])
+def test_text_that_is_no_operation_is_refused_before_anything_is_sent(id_: str) -> None:
+    for ask in (lambda: asks.operation(id_), lambda: asks.redeem(id_), lambda: asks.give_approval(id_, b"{}")):
+        with pytest.raises(InvalidError, match="is not an operation"):
+            ask()
+
+
+@pytest.mark.parametrize("wait_s", [-1, 31])
+def test_wait_that_no_broker_grants_is_refused(wait_s: int) -> None:
+    for ask in (lambda: asks.operation(OPERATION.id, wait_s=wait_s), lambda: asks.operations(wait_s=wait_s)):
+        with pytest.raises(InvalidError, match="0 to 30 seconds"):
+            ask()
+
+
+def test_operation_is_what_the_broker_shows_of_the_one_that_was_asked_for() -> None:
+    assert asks.operation(OPERATION.id).decode(msgspec.json.encode(OPERATION)) == OPERATION
+    page = msgspec.json.encode({"operations": [OPERATION], "mark": "7"})
+    assert asks.operations().decode(page) == OperationPage((OPERATION,), "7")
+    other = subject(operation=SubjectOperation("01JDGQ4F8M3Z6T9W2X5Y7ZZZZZ", "sign"))
+    for wrong in (operation(subject=other), operation(id=other.operation.id), operation(id=other.operation.id, subject=other)):
+        with pytest.raises(BrokerAnswerError, match="another operation"):
+            asks.operation(OPERATION.id).decode(msgspec.json.encode(wrong))
+
+
+def test_subject_with_a_member_that_is_not_known_is_not_shown_let_alone_approved() -> None:
+    value = msgspec.to_builtins(OPERATION)
+    value["subject"]["urgent"] = True
+    with pytest.raises(BrokerAnswerError, match="not one that this version understands"):
+        asks.operation(OPERATION.id).decode(msgspec.json.encode(value))
 
 
 def test_signing_may_be_repeated_with_an_idempotency_key() -> None:
@@ -120,6 +168,7 @@ def test_batch_answers_are_values_and_refusals_in_their_order() -> None:
 DECODERS: dict[str, Ask[Any]] = {
     "whoami": asks.whoami(), "keys": asks.keys(), "key": asks.key("k"), "jwks": asks.jwks(), "public": asks.public_key("k"),
     "sign": asks.sign("k", "ES256", message=b"x"), "explain": asks.explain("k", "ES256", message=b"x"), "records": asks.records(),
+    "operation": asks.operation(OPERATION.id), "operations": asks.operations(), "redeem": asks.redeem(OPERATION.id),
     "record": asks.record(1), "batch": asks.sign_batch("k", [SignBody(algorithm=Algorithm.ES256, message=b"x")]),
 }  # fmt: skip
 JSON = st.recursive(
