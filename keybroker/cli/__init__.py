@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import keybroker
-from keybroker.cli import audit, clock, dev, keys, output, policy, rooms
+from keybroker.cli import audit, clock, dev, keys, operations, output, policy, redeeming, rooms
 from keybroker.cli.sign import sign
 from keybroker.cli.verify import verify
 from keybroker.cli.whoami import whoami
@@ -29,6 +29,8 @@ app.command(rich_help_panel=_ASK)(sign)
 app.command(rich_help_panel=_ASK)(verify)
 app.command(rich_help_panel=_ASK)(whoami)
 app.add_typer(keys.app, name="keys", rich_help_panel=_ASK)
+operations.app.command()(redeeming.redeem)
+app.add_typer(operations.app, name="operations", rich_help_panel=_ASK)
 app.add_typer(audit.app, name="audit", rich_help_panel=_ASK)
 app.add_typer(policy.app, name="policy", rich_help_panel=_RUN)
 for _room_command in (rooms.serve, rooms.check, rooms.frontend, rooms.authority, rooms.hsm):

@@ -12,7 +12,7 @@ import shutil
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
-from keybroker.model.approval import Confirmation, Statement
+from keybroker.model.approval import Confirmation, Statement, Subject
 
 _CONTINUED = "| "
 _MAX_MARKS = 2  # accents on one letter; more of them reach into other lines
@@ -42,8 +42,19 @@ def words(statement: Statement, stages: Sequence[str] = ()) -> Iterator[tuple[st
         statement: what is signed.
         stages: where several are signed that differ in nothing but the stage: all of the stages.
     """
-    subject, key = statement.subject, statement.subject.key
     yield "verdict", statement.verdict.upper()
+    yield from subject_words(statement.subject)
+    yield "stage", ", ".join(stages) or statement.stage
+    yield "approver", statement.approver
+    yield "person", quoted(statement.person)
+    yield from _in_ascii(statement.person)
+    yield "good until", statement.expires
+    yield "confirmed", f"{statement.confirmed}: {_CONFIRMED[statement.confirmed]}"
+
+
+def subject_words(subject: Subject) -> Iterator[tuple[str, str]]:
+    """Every member of what is approved."""
+    key = subject.key
     yield "operation", f"{subject.operation.kind}, {subject.operation.id}"
     yield "requester", subject.workload
     if key.name:
@@ -63,12 +74,6 @@ def words(statement: Statement, stages: Sequence[str] = ()) -> Iterator[tuple[st
     yield "rules", f"sha256 {subject.decision}"
     yield "log", subject.log
     yield "ends", subject.expires
-    yield "stage", ", ".join(stages) or statement.stage
-    yield "approver", statement.approver
-    yield "person", quoted(statement.person)
-    yield from _in_ascii(statement.person)
-    yield "good until", statement.expires
-    yield "confirmed", f"{statement.confirmed}: {_CONFIRMED[statement.confirmed]}"
 
 
 def lines(pairs: Iterable[tuple[str, str]], width: int = 0) -> Iterator[str]:

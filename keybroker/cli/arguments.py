@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from keybroker.errors import KeyBrokerError
 from keybroker.model.key import Algorithm
 from keybroker.model.request import Format
 
+_PIECE_BYTES = 1024 * 1024
+
 
 class UsageError(KeyBrokerError):
     """The arguments make no sense. The text says how to write them."""
@@ -23,7 +26,21 @@ class UsageError(KeyBrokerError):
 KeyName = Annotated[str, typer.Option("--key", metavar="NAME", help="The key's name, as `keybroker keys list` shows it.")]
 AlgorithmName = Annotated[Algorithm, typer.Option("--alg", help="The signature algorithm. There is no default.")]
 InputFile = Annotated[Path, typer.Argument(metavar="FILE", help="`-` is standard input.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait until it is approved and cooled off, or refused, or has expired.")]
 Form = Annotated[Format | None, typer.Option("--format", help="Of an ECDSA signature: DER (the default), or r and s side by side.")]
+
+
+def digest_of(file: Path, hash_name: str) -> str:
+    """The digest of a file, lower-case hex.
+
+    Raises:
+        UsageError: it cannot be opened.
+    """
+    digest = hashlib.new(hash_name)
+    with opened(file) as stream:
+        while piece := stream.read(_PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

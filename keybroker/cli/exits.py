@@ -7,7 +7,14 @@ import enum
 from keybroker import errors
 from keybroker.cli.arguments import UsageError
 from keybroker.cli.connection import OwnFilesError
-from keybroker.client.errors import BrokerAnswerError, BrokerIdentityError, BrokerUnreachableError, SettingsError
+from keybroker.client.errors import (
+    BrokerAnswerError,
+    BrokerIdentityError,
+    BrokerUnreachableError,
+    NothingToApproveError,
+    PendingError,
+    SettingsError,
+)
 
 
 class ExitStatus(enum.IntEnum):
@@ -31,6 +38,10 @@ _STATUSES: dict[type[errors.KeyBrokerError], ExitStatus] = {
     errors.SvidInvalidError: ExitStatus.DENIED,
     errors.DeniedError: ExitStatus.DENIED,
     errors.NotFoundError: ExitStatus.DENIED,
+    errors.SelfApprovalError: ExitStatus.DENIED,
+    errors.ApprovalMismatchError: ExitStatus.DENIED,
+    NothingToApproveError: ExitStatus.DENIED,
+    PendingError: ExitStatus.PENDING,
     errors.RequestTimeoutError: ExitStatus.UNAVAILABLE,
     errors.InProgressError: ExitStatus.UNAVAILABLE,
     errors.RateLimitedError: ExitStatus.UNAVAILABLE,
@@ -53,6 +64,13 @@ _CURES: dict[type[errors.KeyBrokerError], str] = {
     errors.SvidInvalidError: "get a fresh SVID, and check --svid; `openssl x509 -text` shows what is in it",
     errors.DeniedError: "whoever writes the grants can change them; for a signature, `keybroker sign --explain` shows the rules",
     errors.NotFoundError: "check the name with `keybroker keys list`; if it is right, ask for a grant on it",
+    errors.SelfApprovalError: "ask another approver",
+    errors.ApprovalMismatchError: "look at it again with `keybroker operations show`, and approve what it shows",
+    errors.ApprovalConsumedError: "its use is on record; ask for a new signature",
+    errors.ApprovalStaleError: "ask for a new signature: what was approved is not what the rules ask for now",
+    errors.ApprovalExpiredError: "ask for a new signature",
+    NothingToApproveError: "`keybroker operations list` shows what waits for whom",
+    PendingError: "approvers run `keybroker operations approve`; then run `keybroker operations redeem`, with --wait if you like",
     errors.IdempotencyMismatchError: "give each new request its own idempotency key",
     errors.InProgressError: "ask again with the same idempotency key",
     errors.RateLimitedError: "wait; `keybroker sign --explain --json` shows what is left of each limit",

@@ -40,7 +40,9 @@ def note(text: str) -> None:
 
 def error(err: KeyBrokerError) -> None:
     """What went wrong, why, what to do, and what to quote when asking for help."""
-    note(f"error: {visible(str(err))}")
+    from keybroker.client.errors import PendingError
+
+    note(f"{'pending' if isinstance(err, PendingError) else 'error'}: {visible(str(err))}")
     if isinstance(err, RefusalError):
         for pointer, fault in err.pointers:
             note(f"  {visible(pointer) or 'the request'}: {visible(fault)}")
@@ -60,12 +62,17 @@ def error(err: KeyBrokerError) -> None:
 def json_object(value: Any) -> None:
     """One JSON value: indented on a terminal, on one line in a pipe."""
     data = msgspec.json.encode(value)
-    say(indented(data) if _is_terminal() else data.decode())
+    say(indented(data) if is_terminal() else data.decode())
+
+
+def json_line(value: Any) -> None:
+    """One JSON value on one line."""
+    say(msgspec.json.encode(value).decode())
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Rows: a table on a terminal; columns separated by tabs, without a header, in a pipe."""
-    if not _is_terminal():
+    if not is_terminal():
         for row in rows:
             say("\t".join(map(visible, row)))
         return
@@ -77,6 +84,11 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         made.add_row(*(Text(visible(cell)) for cell in row))
     Console().print(made)
+
+
+def is_terminal() -> bool:
+    """Whether a person reads standard output as it comes."""
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 class Columns:
@@ -94,7 +106,7 @@ class Columns:
 
     def add(self, row: Sequence[str]) -> None:
         """Print one row."""
-        if not _is_terminal():
+        if not is_terminal():
             say("\t".join(map(visible, row)))
             return
         if self._is_empty:
@@ -128,7 +140,7 @@ def facts(pairs: Iterable[tuple[str, str]]) -> None:
     known = [(name, visible(value)) for name, value in pairs]
     width = max(len(name) for name, _ in known)
     for name, value in known:
-        say(f"{name:<{width}}  {value}".rstrip() if _is_terminal() else f"{name}\t{value}")
+        say(f"{name:<{width}}  {value}".rstrip() if is_terminal() else f"{name}\t{value}")
 
 
 @contextlib.contextmanager
@@ -179,7 +191,3 @@ def visible(text: str) -> str:
 def indented(data: bytes) -> str:
     """JSON, laid out for reading."""
     return msgspec.json.format(data, indent=2).decode()
-
-
-def _is_terminal() -> bool:
-    return sys.stdout is not None and sys.stdout.isatty()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keybroker.cli import output
-from keybroker.cli.arguments import AlgorithmName, Form, InputFile, KeyName, opened
+from keybroker.cli.arguments import AlgorithmName, Form, InputFile, KeyName, Wait, opened
 from keybroker.cli.connection import BrokerId, BundleFile, Json, SvidFile, Url, connect
 from keybroker.cli.exits import ExitStatus
 from keybroker.cli.out_file import replaced
@@ -39,6 +39,7 @@ def sign(
     is_question: Annotated[
         bool, typer.Option("--explain", help="Show the decision and use no key. Exit status 3 where it would be denied.")
     ] = False,
+    is_patient: Wait = False,
     as_json: Json = False,
     url: Url = "",
     svid: SvidFile = "",
@@ -50,15 +51,21 @@ def sign(
     Prints the signature in base64, or writes its bytes to --out, whole or not at all. An answer that is lost on the way is
     asked for again, and is the same use of the key.
 
+    Where others have to approve it first, nothing is signed, and the exit status is 4. With --wait, the approvals are waited for,
+    and then used.
+
     Examples:
 
         keybroker sign --key orders --alg ES256 --out order.sig order.json
 
         keybroker sign --key release --alg ES256 --digest --reason "release 2.1" big.tar.gz
 
+        keybroker sign --key release --alg ES256 --digest --wait --out release.sig release.tar.gz
+
         echo hello | keybroker sign --key sessions --alg Ed25519 -
     """
-    from keybroker.client import AUTO
+    from keybroker.cli.redeeming import wait_and_redeem
+    from keybroker.client import AUTO, PendingError
 
     content = _content(file, algorithm, is_digest=is_digest)
     message, digest = (None, content) if is_digest else (content, None)
@@ -70,19 +77,27 @@ def sign(
             explanation = broker.explain(key, algorithm, message=message, digest=digest, format=form, reason=reason, media_type=media_type)
             _show_explanation(explanation, as_json=as_json)
             raise typer.Exit(ExitStatus.DONE if explanation.allow else ExitStatus.DENIED)
-        signed = broker.sign(
-            key,
-            algorithm,
-            message=message,
-            digest=digest,
-            format=form,
-            reason=reason,
-            media_type=media_type,
-            idempotency_key=idempotency_key or AUTO,
-        )
+        try:
+            signed = broker.sign(
+                key,
+                algorithm,
+                message=message,
+                digest=digest,
+                format=form,
+                reason=reason,
+                media_type=media_type,
+                idempotency_key=idempotency_key or AUTO,
+            )
+        except PendingError as err:
+            if not is_patient:
+                if as_json:
+                    output.json_object(err.pending)
+                raise
+            output.note(f"waiting: {output.visible(str(err))}")
+            signed = wait_and_redeem(broker, err.pending.operation, content if algorithm.signs_message else None)
         if target is not None:
             target.write(signed.signature)
-    _show(signed, out, as_json=as_json)
+    show_signed(signed, out, as_json=as_json)
 
 
 def _content(file: Path, algorithm: Algorithm, *, is_digest: bool) -> bytes:
@@ -105,7 +120,8 @@ def _content(file: Path, algorithm: Algorithm, *, is_digest: bool) -> bytes:
     return message
 
 
-def _show(signed: SignedUse, out: Path | None, *, as_json: bool) -> None:
+def show_signed(signed: SignedUse, out: Path | None, *, as_json: bool) -> None:
+    """A signature that is not in a file yet, and where its use is on record."""
     if as_json:
         output.json_object(signed)
     elif out is not None:

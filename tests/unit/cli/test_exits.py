@@ -10,13 +10,22 @@ from keybroker.cli.connection import OwnFilesError
 from keybroker.cli.exits import ExitStatus, cure_of, status_of
 from keybroker.cli.moments import MomentError
 from keybroker.cli.world import PlanError, WorldError
-from keybroker.client.errors import BrokerAnswerError, BrokerIdentityError, BrokerUnreachableError, SettingsError
+from keybroker.client import Needs, Pending
+from keybroker.client.errors import (
+    BrokerAnswerError,
+    BrokerIdentityError,
+    BrokerUnreachableError,
+    NothingToApproveError,
+    PendingError,
+    SettingsError,
+)
 from keybroker.errors import ConfigError, KeyBrokerError, RefusalError
 
-DENIED = {"unauthenticated", "svid-invalid", "denied", "not-found"}
+DENIED = {"unauthenticated", "svid-invalid", "denied", "not-found", "self-approval", "approval-mismatch"}
 USAGE = {"invalid", "too-large"}
 FAILED = {
-    "malformed", "method-not-allowed", "uri-too-long", "headers-too-large", "unsupported-media-type", "idempotency-mismatch", "",
+    "malformed", "method-not-allowed", "uri-too-long", "headers-too-large", "unsupported-media-type", "idempotency-mismatch",
+    "approval-consumed", "approval-stale", "approval-expired", "",
 }  # fmt: skip
 
 
@@ -46,6 +55,8 @@ def test_refusal_has_the_status_of_what_can_be_done_about_it(code: str) -> None:
         (PlanError("x"), 2),
         (BrokerUnreachableError("x"), 5),
         (errors.RoomUnavailableError("x"), 5),
+        (NothingToApproveError("x"), 3),
+        (PendingError(Pending("01J", Needs(()), "")), 4),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -26,7 +26,7 @@ def commands(command: Any, words: Words = ()) -> Iterator[tuple[Words, Any]]:
 COMMANDS = dict(commands(typer.main.get_command(app)))
 OFFLINE = ("audit", "check")
 CLOCK = [("clock", "show"), ("clock", "acknowledge")]
-ASKING = [words for words in COMMANDS if words[0] in {"sign", "verify", "whoami", "keys", "audit"} and words != OFFLINE]
+ASKING = [words for words in COMMANDS if words[0] in {"sign", "verify", "whoami", "keys", "audit", "operations"} and words != OFFLINE]
 TRYING = [words for words in COMMANDS if words[0] == "policy"]
 PRINTING = [*ASKING, *CLOCK, *TRYING, OFFLINE, ("check",), ("dev", "init")]
 OPTIONS = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
@@ -35,7 +35,9 @@ OPTIONS = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
 def test_commands_are_those_of_the_contract() -> None:
     assert {" ".join(words) for words in COMMANDS} == {
         "dev init", "serve", "frontend", "authority", "hsm", "check", "sign", "verify", "whoami",
-        "keys list", "keys show", "keys public", "audit tail", "audit query", "audit show", "audit check",
+        "keys list", "keys show", "keys public",
+        "operations list", "operations show", "operations approve", "operations deny", "operations redeem",
+        "audit tail", "audit query", "audit show", "audit check",
         "clock show", "clock acknowledge",
         "policy check", "policy test", "policy simulate", "policy diff", "policy replay", "policy bundle", "policy shadow",
     }  # fmt: skip
