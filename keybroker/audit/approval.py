@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -79,10 +80,17 @@ def decision_digest(grants: Iterable[str], obligations: Iterable[Obligation]) ->
     """What an approval says about the rules: SHA-256 of the grants that matched and what they demand, lower-case hex.
 
     Their order does not matter, because obligations add up; and what did not apply is not in it, so that an edit elsewhere in the
-    policy voids no approval.
+    policy voids no approval. Nor are the people in it who may approve: who is one of them is asked anew whenever it matters, and
+    somebody who joins or leaves voids nobody else's approval.
     """
-    demanded = sorted((msgspec.to_builtins(each) for each in obligations), key=lambda each: (each["grant"], canonical(each)))
+    demanded = sorted((_demand(each) for each in obligations), key=lambda each: (each["grant"], canonical(each)))
     return hashlib.sha256(canonical({"grants": sorted(grants), "obligations": demanded})).hexdigest()
+
+
+def _demand(obligation: Obligation) -> dict[str, Any]:
+    stages = tuple(msgspec.structs.replace(each, people=()) for each in obligation.quorum)
+    demand: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(obligation, quorum=stages))
+    return demand
 
 
 def _statement(payload: bytes) -> Statement:

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import rfc8785
 from hypothesis import given
@@ -18,7 +19,7 @@ from keybroker.audit.leaf import canonical
 from keybroker.errors import ConfigError
 from keybroker.identity.svid_file import SvidFile
 from keybroker.model.approval import Statement, SubjectContent, SubjectDigest, SubjectKey, SubjectOperation
-from keybroker.model.decision import Obligation
+from keybroker.model.decision import Limit, Obligation, QuorumStage, no_obligation
 from keybroker.model.key import Algorithm
 from tests.approvals import KEYS, STATEMENT, SUBJECT, spki_of, statement, subject
 from tests.authorities import Authority
@@ -220,13 +221,21 @@ def test_payload_is_refused_unless_it_is_canonical() -> None:
 
 
 def obligation(grant: str, **changes: Any) -> Obligation:
-    empty: dict[str, Any] = {"hours": (), "limits": (), "quorum": (), "cool_off_s": 0, "evidence": ()}
-    return Obligation(grant=grant, **(empty | changes))
+    return msgspec.structs.replace(no_obligation(grant), **changes)
+
+
+def quorum(approvals: int, *people: str) -> tuple[QuorumStage, ...]:
+    return (QuorumStage(approvals, ("release-managers",), people),)
 
 
 def test_decision_digest_is_the_same_whatever_order_the_grants_come_in() -> None:
-    one, two = obligation("a", limits=({"max": 1},)), obligation("b")
+    one, two = obligation("a", limits=(Limit(1, 60, "key"),)), obligation("b")
     assert approval.decision_digest(["a", "b"], [one, two]) == approval.decision_digest(["b", "a"], [two, one])
+
+
+def test_decision_digest_is_the_same_whoever_is_in_the_groups() -> None:
+    before, after = obligation("a", quorum=quorum(2, "alice", "bob")), obligation("a", quorum=quorum(2, "alice", "bob", "carol"))
+    assert approval.decision_digest(["a"], [before]) == approval.decision_digest(["a"], [after])
 
 
 def test_decision_digest_differs_when_a_grant_or_what_it_demands_differs() -> None:
@@ -235,10 +244,11 @@ def test_decision_digest_differs_when_a_grant_or_what_it_demands_differs() -> No
         approval.decision_digest(["b"], [obligation("b")]),
         approval.decision_digest(["a", "b"], [obligation("a"), obligation("b")]),
         approval.decision_digest(["a"], [obligation("a", cool_off_s=1)]),
-        approval.decision_digest(["a"], [obligation("a", quorum=({"approvals": 2},))]),
-        approval.decision_digest(["a"], [obligation("a", quorum=({"approvals": 3},))]),
+        approval.decision_digest(["a"], [obligation("a", quorum=quorum(2))]),
+        approval.decision_digest(["a"], [obligation("a", quorum=quorum(3))]),
+        approval.decision_digest(["a"], [obligation("a", quorum=quorum(2), observe_only=True)]),
     }
-    assert len(digests) == 6
+    assert len(digests) == 7
 
 
 def test_svid_file_gives_the_key_that_signs_for_its_chain(tmp_path: Path) -> None:

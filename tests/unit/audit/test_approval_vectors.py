@@ -114,5 +114,7 @@ def test_decision_digest_equals_the_published_one() -> None:
 def test_decision_digest_follows_from_the_page() -> None:
     given = json.loads((VECTORS / "decision.json").read_text())
     demanded = sorted(given["obligations"], key=lambda each: each["grant"])
+    for stage in (stage for each in demanded for stage in each["quorum"]):
+        stage["people"] = []
     text = json.dumps({"grants": sorted(given["grants"]), "obligations": demanded}, sort_keys=True, separators=(",", ":"))
     assert hashlib.sha256(text.encode()).hexdigest() == given["digest"]

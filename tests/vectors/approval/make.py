@@ -21,7 +21,7 @@ from keybroker.audit.approval import PAYLOAD_TYPE
 from keybroker.audit.dsse import PrivateKey
 from keybroker.audit.leaf import canonical
 from keybroker.model.approval import SubjectContent, SubjectDigest, SubjectKey, SubjectOperation
-from keybroker.model.decision import Obligation
+from keybroker.model.decision import Limit, QuorumStage, no_obligation
 from tests.approvals import STATEMENT, SUBJECT, spki_of, statement, subject
 
 HERE = Path(__file__).parent
@@ -121,9 +121,10 @@ def main() -> None:
     wrong = canonical(value | {"subject": value["subject"] | {"algorithm": "ES384"}})
     bad("refuse-wrong-digest", "A SHA-256 digest for an algorithm that signs SHA-384.", "digest-of-another-algorithm", wrong)
 
-    quorum = {"approvals": 2, "of": ["release-managers"], "expires_s": 3600}
-    obligation = Obligation("release-signing", (), ({"max": 10, "window_s": 3600, "per": "key"},), (quorum,), 0, ())
-    plain = Obligation("audit-everything", (), (), (), 0, ())
+    stage = QuorumStage(2, ("release-managers",), ("alice", "bob", "carol"))
+    limits = (Limit(10, 3_600, "key"),)
+    obligation = msgspec.structs.replace(no_obligation("release-signing"), limits=limits, quorum=(stage,), expires_s=3_600)
+    plain = no_obligation("audit-everything")
     decision = {
         "grants": ["release-signing", "audit-everything"],
         "obligations": [msgspec.to_builtins(obligation), msgspec.to_builtins(plain)],
