@@ -168,7 +168,7 @@ class IdempotencyMismatchError(RefusalError):
 
 
 class RateLimitedError(RefusalError):
-    """A limit of a grant has no unit left. `retry_after` says when there is one again, if nobody else takes it."""
+    """A limit of a grant has no unit left, or as much waits already as may. `retry_after` says when trying again makes sense."""
 
     code = "rate-limited"
 

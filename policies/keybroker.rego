@@ -126,14 +126,47 @@ permits_network(rule) if {
 }
 
 # A workload may read its own trail without a grant.
-own_trail := [{"id": "own-trail", "when_read": no_obligation} |
+own_trail := [{"id": "own-trail", "when_read": nothing_more("own-trail")} |
 	input.operation == "read-audit"
 	input.target.kind == "trail"
 	input.target.workload == input.caller.spiffe_id
 ]
 
-no_obligation := {
-	"grant": "own-trail",
+# Whoever is in a group of a quorum may approve what that grant covers: the use of this key, asked for by this workload.
+approving := [{"id": rule.id, "obligation": nothing_more(rule.id)} |
+	input.operation == "approve"
+	input.target.kind == "key"
+	some rule in for_requester
+	covers(rule.keys, input.target.id)
+	some stage in rule.obligation.quorum
+	rules.people[input.caller.spiffe_id] in stage.people
+]
+
+for_requester := array.concat(
+	array.concat(
+		[rule | some rule in rules.grants.exact[input.target.workload]],
+		[rule | some rule in rules.grants.prefix[concat("/", [requester_domain, requester_path[0]])]; is_for_requester(rule)],
+	),
+	array.concat(
+		[rule | some rule in rules.grants.domain[requester_domain]; is_for_requester(rule)],
+		[rule | some rule in rules.grants.anybody],
+	),
+)
+
+is_for_requester(rule) if matches(rule.path, rule.is_open, requester_path)
+
+# spiffe://DOMAIN/PATH: what is not written like that is nobody.
+requester := parts if {
+	parts := split(input.target.workload, "/")
+	array.slice(parts, 0, 2) == ["spiffe:", ""]
+}
+
+requester_domain := requester[2]
+
+requester_path := array.slice(requester, 3, count(requester))
+
+nothing_more(id) := {
+	"grant": id,
 	"not_before": "",
 	"not_after": "",
 	"hours": [],
@@ -145,7 +178,7 @@ no_obligation := {
 	"observe_only": false,
 }
 
-granted := once(array.concat(matching, own_trail))
+granted := once(array.concat(array.concat(matching, own_trail), approving))
 
 # Each rule once: it is here several times if several of its workload patterns fit.
 once(found) := [rule | some index, rule in found; not rule.id in array.slice(ids, 0, index)] if ids := [rule.id | some rule in found]

@@ -220,3 +220,86 @@ test_rule_that_fits_twice_counts_once if {
 	answer.grants == ["g"]
 	answer.obligations == [obligation]
 }
+
+# Approving: membership grants it, for the key and the workload of a grant that demands it.
+
+demanding := object.union(rule, {
+	"keys": ["release"],
+	"obligation": object.union(obligation, {"quorum": [
+		{"approvals": 1, "of": ["legal"], "people": ["dora"]},
+		{"approvals": 2, "of": ["managers"], "people": ["alice", "bob"]},
+	]}),
+})
+
+people := {
+	"spiffe://example.org/human/alice": "alice",
+	"spiffe://example.org/laptop/dora": "dora",
+	"spiffe://example.org/human/eve": "eve",
+}
+
+human(id) := {
+	"spiffe_id": id,
+	"trust_domain": "example.org",
+	"path": array.slice(split(id, "/"), 3, 9),
+	"networks": [],
+}
+
+approve(id, key, workload) := object.union(request, {
+	"caller": human(id),
+	"operation": "approve",
+	"algorithm": "",
+	"target": {"kind": "key", "id": key, "workload": workload},
+})
+
+api_id := "spiffe://example.org/payments/api"
+
+alice := "spiffe://example.org/human/alice"
+
+ask_to_approve(id, key, workload, denies) := answer if {
+	answer := keybroker.decision with input as approve(id, key, workload) with data.keybroker_rules as {
+		"policy": "digest",
+		"grants": object.union(none, {"prefix": {"example.org/payments": [demanding]}}),
+		"denies": object.union(none, {"anybody": denies}),
+		"people": people,
+	}
+}
+
+test_member_of_any_stage_may_approve if {
+	answer := ask_to_approve(alice, "release", api_id, [])
+	answer.allow
+	answer.grants == ["g"]
+	answer.obligations == [object.union(obligation, {"limits": []})]
+	ask_to_approve("spiffe://example.org/laptop/dora", "release", api_id, []).allow
+}
+
+test_others_may_not_approve_and_are_told_nothing if {
+	ask_to_approve("spiffe://example.org/human/eve", "release", api_id, []).reasons == ["no-grant"]
+	ask_to_approve("spiffe://example.org/human/nobody", "release", api_id, []).reasons == ["no-grant"]
+}
+
+test_member_may_not_approve_another_key_or_another_workload if {
+	ask_to_approve(alice, "orders", api_id, []).reasons == ["no-grant"]
+	ask_to_approve(alice, "release", "spiffe://example.org/ci/api", []).reasons == ["no-grant"]
+	ask_to_approve(alice, "release", "spiffe://example.com/payments/api", []).reasons == ["no-grant"]
+	ask_to_approve(alice, "release", "spiffe://example.org/payments", []).reasons == ["no-grant"]
+	ask_to_approve(alice, "release", "", []).reasons == ["no-grant"]
+}
+
+test_deny_wins_over_membership if {
+	stop := object.union(rule, {"id": "d", "keys": ["release"], "operations": ["approve"], "algorithms": []})
+	answer := ask_to_approve(alice, "release", api_id, [stop])
+	not answer.allow
+	answer.reasons == ["denied-by:d"]
+	ask_to_approve(alice, "release", api_id, [object.union(stop, {"keys": ["orders"]})]).allow
+}
+
+test_membership_grants_nothing_else if {
+	asked := object.union(approve(alice, "release", api_id), {"operation": "sign", "algorithm": "ES256"})
+	answer := keybroker.decision with input as asked with data.keybroker_rules as {
+		"policy": "digest",
+		"grants": object.union(none, {"prefix": {"example.org/payments": [demanding]}}),
+		"denies": none,
+		"people": people,
+	}
+	answer.reasons == ["no-grant"]
+}

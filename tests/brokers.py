@@ -15,11 +15,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from keybroker.audit.chain import ChainFault, check
 from keybroker.audit.leaf import canonical, decode
+from keybroker.authority.approvals import ApprovalJudge
 from keybroker.authority.denials import Denials
 from keybroker.authority.generation import Generation
 from keybroker.authority.journal import Journal
 from keybroker.authority.keyring import Keyring
 from keybroker.authority.metrics import AuthorityMetrics
+from keybroker.authority.operation_desk import OperationDesk
+from keybroker.authority.quorum import Quorum
 from keybroker.authority.reads import Reads
 from keybroker.authority.security_events import SecurityEvents
 from keybroker.authority.selfcheck import SelfCheck
@@ -73,6 +76,14 @@ class FakeRules:
     def networks_of(self, address: str) -> tuple[str, ...]:
         return self.networks if address == "127.0.0.1" else ()
 
+    def person_of(self, spiffe_id: str) -> str:
+        del spiffe_id
+        return ""
+
+    def people_of(self, groups: tuple[str, ...]) -> tuple[str, ...]:
+        del groups
+        return ()
+
 
 class FakeValidator:
     """Takes any chain, until told to refuse."""
@@ -81,7 +92,8 @@ class FakeValidator:
         self.svid = svid
         self.refuses = False
 
-    def validate(self, chain: tuple[bytes, ...]) -> Svid:
+    def validate(self, chain: tuple[bytes, ...], as_of_us: int | None = None) -> Svid:
+        del as_of_us
         if self.refuses or not chain:
             raise SvidInvalidError("refused", reasons=("denied",))
         return self.svid
@@ -145,6 +157,8 @@ class FakeBroker:
     timekeeper: Timekeeper
     metrics: AuthorityMetrics
     asker: Asker
+    quorum: Quorum
+    operations: OperationDesk
     broken: list[StoreBrokenError] = field(default_factory=list)
 
     def leaves(self) -> list[bytes]:
@@ -189,10 +203,18 @@ def authority_config(state: Path) -> AuthorityConfig:
 
 
 @contextlib.asynccontextmanager
-async def fake_broker(state: Path, clock: FixedClock | None = None) -> AsyncIterator[FakeBroker]:
-    """A broker on a fresh or existing state directory; closed when the block is left."""
+async def fake_broker(
+    state: Path, clock: FixedClock | None = None, *, real_rules: Any = None, real_validator: Any = None
+) -> AsyncIterator[FakeBroker]:
+    """A broker on a fresh or existing state directory; closed when the block is left.
+
+    Args:
+        real_rules: in the place of fake ones.
+        real_validator: in the place of the fake one, made for a clock.
+    """
     clock = clock or FixedClock()
-    generation, rules, tokens = Generation(), FakeRules(), FakeTokens()
+    generation, tokens = Generation(), FakeTokens()
+    rules = real_rules or FakeRules()
     store = SqliteStore.open(state)
     broken: list[StoreBrokenError] = []
     timekeeper = Timekeeper(clock, store.clock(), store.tail().time_us, 86_400)
@@ -203,8 +225,22 @@ async def fake_broker(state: Path, clock: FixedClock | None = None) -> AsyncIter
     security = SecurityEvents(journal, metrics)
     denials = Denials(journal, metrics)
     svid = svid_of()
-    validator = FakeValidator(svid)
+    validator: Any = real_validator(clock) if real_validator else FakeValidator(svid)
     selfcheck, reader = SelfCheck(), Reader(state)
+    judge = ApprovalJudge(validator, rules)
+    quorum = Quorum(judge=judge, people=rules, journal=journal, reader=reader, security=security, timekeeper=timekeeper, log=LOG)
+    operations = OperationDesk(
+        rules=rules,
+        people=rules,
+        chains=validator,
+        judge=judge,
+        quorum=quorum,
+        keyring=keyring,
+        journal=journal,
+        denials=denials,
+        generation=generation,
+        clock=clock,
+    )
     reads = Reads(
         rules=rules,
         keyring=keyring,
@@ -215,7 +251,7 @@ async def fake_broker(state: Path, clock: FixedClock | None = None) -> AsyncIter
         metrics=metrics,
     )
     service = KeyUseService(
-        validator=validator,  # type: ignore[arg-type]  # a fake in the shape of the real one
+        validator=validator,
         rules=rules,
         keyring=keyring,
         tokens=tokens,
@@ -228,7 +264,7 @@ async def fake_broker(state: Path, clock: FixedClock | None = None) -> AsyncIter
         security=security,
         metrics=metrics,
         tracer=Tracer("authority", TelemetryConfig()),
-        log=LOG,
+        quorum=quorum,
     )
     try:
         yield FakeBroker(
@@ -248,6 +284,8 @@ async def fake_broker(state: Path, clock: FixedClock | None = None) -> AsyncIter
             timekeeper,
             metrics,
             asker_of(svid),
+            quorum,
+            operations,
             broken,
         )
     finally:

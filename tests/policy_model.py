@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from keybroker.authority.policy.grants import Deny, Grant, Rules
+from keybroker.authority.policy.grants import Deny, Grant, Quorum, Rules, Stage
 
 READING = {"read-key", "read-audit"}
 
@@ -67,8 +67,14 @@ def may(grant: Grant, operation: str) -> bool:
     return operation in grant.operations or (operation == "read-key" and signs)
 
 
-def demanded(grant: Grant, operation: str) -> dict[str, Any]:
-    """What a grant demands, as the policy must answer it. Reading is not a use of a key."""
+def stages_of(grant: Grant) -> tuple[Stage, ...]:
+    return grant.quorum.stages if isinstance(grant.quorum, Quorum) else ()
+
+
+def demanded(rules: Rules, grant: Grant, operation: str) -> dict[str, Any]:
+    """What a grant demands, as the policy must answer it. Reading and approving are no uses of a key."""
+    if operation == "approve":
+        grant = Grant(id=grant.id, workloads=(), operations=())
     uses = operation not in READING
     return {
         "grant": grant.id,
@@ -80,12 +86,23 @@ def demanded(grant: Grant, operation: str) -> dict[str, Any]:
             if uses
         ],
         "limits": [{"max": each.max, "window_s": int(each.window[:-1]), "per": each.per} for each in grant.limits if uses],
-        "quorum": [],
-        "cool_off_s": 0,
-        "expires_s": 0,
+        "quorum": [
+            {"approvals": each.approvals, "of": list(each.of), "people": list(rules.people_of(each.of))}
+            for each in stages_of(grant)
+            if uses
+        ],
+        "cool_off_s": 5 if uses and stages_of(grant) else 0,
+        "expires_s": 60 if uses and stages_of(grant) else 0,
         "evidence": [],
         "observe_only": grant.observe_only,
     }
+
+
+def may_approve(rules: Rules, grant: Grant, caller: str, target: dict[str, Any]) -> bool:
+    """Whoever is in a stage's groups approves what the grant covers: the key, asked for by this workload."""
+    person = rules.person_of(caller)
+    is_member = any(person in rules.people_of(stage.of) for stage in stages_of(grant))
+    return bool(person) and is_member and any_fits(grant.workloads, target["workload"]) and concerns(grant, target)
 
 
 def expected(rules: Rules, asked: dict[str, Any]) -> Expected:
@@ -97,6 +114,8 @@ def expected(rules: Rules, asked: dict[str, Any]) -> Expected:
     grants = [grant.id for grant in suited if is_inside(grant, asked)]
     if operation == "read-audit" and target["kind"] == "trail" and target["workload"] == caller:
         grants.append("own-trail")
+    if operation == "approve" and target["kind"] == "key":
+        grants += [grant.id for grant in rules.grants if may_approve(rules, grant, caller, target)]
     denied = [f"denied-by:{deny.id}" for deny in rules.denies if refuses(deny, asked)]
     reasons = list(denied)
     if not grants:

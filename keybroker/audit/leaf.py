@@ -32,7 +32,7 @@ class LeafTooLargeError(ValueError):
 
 
 class _Leaf(msgspec.Struct, frozen=True):
-    approvals: tuple[dict[str, Any], ...]
+    approvals: tuple[msgspec.Raw, ...]
     body: dict[str, Any]
     decision: msgspec.Raw
     index: int
@@ -76,14 +76,14 @@ def encode(draft: Draft, *, log: str, index: int, time: str, salt: str, trail: T
     """
     leaf = _encode(
         _Leaf(
-            approvals=(),
+            approvals=draft.approvals,
             body=draft.body,
             decision=draft.decision,
             index=index,
             key=draft.key or EMPTY,
             kind=draft.kind.value,
             log=log,
-            operation_id="",
+            operation_id=draft.operation_id,
             outcome=draft.outcome.value if draft.outcome else "",
             request=draft.request,
             retry_of=draft.retry_of,

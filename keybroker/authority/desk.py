@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import Protocol, assert_never
 
 from keybroker.authority.metrics import AuthorityMetrics
+from keybroker.authority.operation_desk import OperationDesk
 from keybroker.authority.reads import Reads
 from keybroker.authority.security_events import SecurityEvents
 from keybroker.authority.service import KeyUseService
 from keybroker.authority.uses import Asker
-from keybroker.errors import NotFoundError, OverloadedError, RefusalError, SvidInvalidError, UnauthenticatedError
+from keybroker.errors import OverloadedError, RefusalError, SvidInvalidError, UnauthenticatedError
 from keybroker.identity.x509_svid import SvidValidator
 from keybroker.model.call import (
     Answer,
@@ -69,6 +70,7 @@ class Desk:
         networks: Networks,
         service: KeyUseService,
         reads: Reads,
+        operations: OperationDesk,
         security: SecurityEvents,
         metrics: AuthorityMetrics,
         health: Callable[[], HealthReply],
@@ -78,6 +80,7 @@ class Desk:
         self._networks = networks
         self._service = service
         self._reads = reads
+        self._operations = operations
         self._security = security
         self._metrics = metrics
         self._health = health
@@ -139,8 +142,15 @@ class Desk:
                 return await self._reads.query_records(asker, call.ask)
             case ShowRecord():
                 return await self._reads.show_record(asker, call.ask)
-            case ListOperations() | ShowOperation() | Approve() | Redeem():
-                raise NotFoundError("There is no such operation, or it is none of yours.")
+            case Redeem():
+                known = await self._operations.require_requester(asker, call.ask.operation)
+                return await self._service.redeem(asker, known.operation, call.ask)
+            case ListOperations():
+                return await self._operations.list_operations(asker, call.ask)
+            case ShowOperation():
+                return await self._operations.show(asker, call.ask)
+            case Approve():
+                return await self._operations.approve(asker, call.ask)
             case _:
                 assert_never(call.ask)
 

@@ -21,6 +21,7 @@ from keybroker.authority.convoy import Convoy, ConvoyClosedError
 from keybroker.authority.enforcement import Demands, UnmetError, judge
 from keybroker.authority.generation import Generation
 from keybroker.authority.limits import Limits
+from keybroker.authority.spending import Effect
 from keybroker.authority.store.faults import StoreBrokenError, StoreConflictError, name_of
 from keybroker.authority.store.sqlite import LeafRow, Pin, SqliteStore, TrailHead
 from keybroker.authority.timekeeper import ClockRow, Moment, Timekeeper
@@ -55,10 +56,11 @@ class Entry:
 
     Attributes:
         generation: if set, the generation under which the use was decided; another one now refuses the entry.
-        claim: with an intent: the idempotency key that it takes; with an outcome: the one that gets `answer`.
-        answer: with an outcome: what the same idempotency key gets from now on.
+        claim: with an intent or an operation: the idempotency key that it takes; with an outcome: the one that gets `answer`.
+        answer: with an outcome or an operation: what the same idempotency key gets from now on.
         pin: a key version that is pinned by this record.
         demands: with an intent: what must hold at this moment; if something does not, the entry is refused alone.
+        effect: what it means for the operation that it is about; judged once more in the transaction, and may refuse the entry.
     """
 
     draft: Draft
@@ -67,6 +69,7 @@ class Entry:
     answer: bytes | None = field(default=None, repr=False)
     pin: Pin | None = None
     demands: Demands | None = None
+    effect: Effect | None = None
 
 
 class Journal:
@@ -106,6 +109,11 @@ class Journal:
         self._retrying: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._convoy = Convoy[Entry | None, int]("journal", self._commit, self._rest)
+
+    @property
+    def log(self) -> str:
+        """The log's origin."""
+        return self._log
 
     @property
     def size(self) -> int:
@@ -284,6 +292,9 @@ class Journal:
         if draft.kind is RecordKind.OUTCOME and (draft.use not in self._open_uses or draft.use in group.closed):
             return _contradiction(entry, StoreConflictError("the use is not open"))
         time_us = max(group.moment.time_us, group.time_us)  # record time never goes back, whatever the clock does
+        refused = entry.effect.refusal(self._store.operations, time_us) if entry.effect else None
+        if refused is not None:
+            return refused
         judgement = None
         if entry.demands is not None:
             try:
@@ -337,15 +348,23 @@ class Journal:
         if draft.kind is RecordKind.INTENT:
             group.opened[draft.use] = index
             if entry.claim:
-                now_us = self._timekeeper.look().time_us
-                self._store.forget_idempotency(now_us - IDEMPOTENCY_US)
-                self._store.claim_idempotency(entry.claim.scope, entry.claim.body_sha256, draft.use, now_us)
+                self._claim(entry.claim, draft.use)
         elif draft.kind is RecordKind.OUTCOME:
             group.closed.add(draft.use)
             if entry.claim and entry.answer is not None:
                 self._store.answer_idempotency(entry.claim.scope, draft.use, entry.answer)
+        elif draft.kind is RecordKind.OPERATION and entry.claim and entry.answer is not None:
+            self._claim(entry.claim, draft.operation_id)
+            self._store.answer_idempotency(entry.claim.scope, draft.operation_id, entry.answer)
+        if entry.effect:
+            entry.effect.apply(self._store.operations, index)
         if entry.pin:
             self._store.pin(entry.pin)
+
+    def _claim(self, claim: Claim, use: str) -> None:
+        now_us = self._timekeeper.look().time_us
+        self._store.forget_idempotency(now_us - IDEMPOTENCY_US)
+        self._store.claim_idempotency(claim.scope, claim.body_sha256, use, now_us)
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ from keybroker.tracing import Laps
 
 _BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 SECURITY_EVENTS = (
+    "approval-void",
     "clock-untrusted",
     "file-refused",
     "handshake-failed",
@@ -37,6 +38,7 @@ class AuthorityMetrics:
         self._refusals = Counter("keybroker_refusals", "Requests for keys that were refused, by code", ["code"], registry=self._registry)
         self._security = Counter("keybroker_security_events", "Things that should not happen", ["event"], registry=self._registry)
         self._sessions = Gauge("keybroker_hsm_sessions", "Workers by token and state", ["token", "state"], registry=self._registry)
+        self._pending = Gauge("keybroker_pending_operations", "Operations that have not ended", registry=self._registry)
         self._log_size = Gauge("keybroker_log_size", "Records in the log", registry=self._registry)
         self._writable = Gauge("keybroker_record_writable", "1 while the record can be written", registry=self._registry)
         self._clock = Gauge("keybroker_clock_trusted", "1 while the clock is trusted", registry=self._registry)
@@ -81,16 +83,20 @@ class AuthorityMetrics:
         """The shadow policy has decided, or was not asked (`dropped`)."""
         self._shadow[result].inc()
 
-    def text(self, sessions: dict[str, tuple[int, int]], log_size: int, *, is_writable: bool, is_clock_trusted: bool = True) -> bytes:
+    def text(
+        self, sessions: dict[str, tuple[int, int]], log_size: int, pending: int = 0, *, is_writable: bool, is_clock_trusted: bool = True
+    ) -> bytes:
         """Everything in Prometheus's text format.
 
         Args:
             sessions: for each token, workers in service and workers configured.
+            pending: operations that have not ended.
         """
         for token, (serving, configured) in sessions.items():
             self._sessions.labels(token, "serving").set(serving)
             self._sessions.labels(token, "lost").set(configured - serving)
         self._log_size.set(log_size)
+        self._pending.set(pending)
         self._writable.set(is_writable)
         self._clock.set(is_clock_trusted)
         return generate_latest(self._registry)

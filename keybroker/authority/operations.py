@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import msgspec
 
 from keybroker.model.approval import Subject
+from keybroker.model.decision import TargetInput
 
 
 class Stage(msgspec.Struct, frozen=True):
@@ -64,6 +65,11 @@ class Operation(msgspec.Struct, frozen=True):
     def requester(self) -> str:
         """SPIFFE ID of who asked for it, and may redeem it."""
         return self.subject.workload
+
+    @property
+    def target(self) -> TargetInput:
+        """What policy is asked about when somebody wants to approve it: the key, and who asked for its use."""
+        return TargetInput("key", self.subject.key.name, self.requester)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import msgspec
 import uvloop
 
 import keybroker
+from keybroker.authority.approvals import ApprovalJudge
 from keybroker.authority.clock_watch import ClockWatch
 from keybroker.authority.denials import Denials
 from keybroker.authority.desk import Desk
@@ -21,8 +22,10 @@ from keybroker.authority.hours import zones_digest
 from keybroker.authority.journal import Entry, Journal
 from keybroker.authority.keyring import Keyring
 from keybroker.authority.metrics import AuthorityMetrics
+from keybroker.authority.operation_desk import OperationDesk
 from keybroker.authority.policy import loading
 from keybroker.authority.policy.holder import BUILT_IN
+from keybroker.authority.quorum import Quorum
 from keybroker.authority.reads import Reads
 from keybroker.authority.security_events import SecurityEvents
 from keybroker.authority.selfcheck import SelfCheck
@@ -104,6 +107,10 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
     validator = SvidValidator(bundles, deny_list, clock, config.allow_nonconforming_svids)
     selfcheck = SelfCheck()
     idempotency = Reader(config.state)
+    judge = ApprovalJudge(validator, policy)
+    quorum = Quorum(
+        judge=judge, people=policy, journal=journal, reader=idempotency, security=security, timekeeper=timekeeper, log=config.log
+    )
     service = KeyUseService(
         validator=validator,
         rules=shadow.over(policy),
@@ -118,7 +125,19 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
         security=security,
         metrics=metrics,
         tracer=tracer,
-        log=config.log,
+        quorum=quorum,
+    )
+    operations = OperationDesk(
+        rules=policy,
+        people=policy,
+        chains=validator,
+        judge=judge,
+        quorum=quorum,
+        keyring=keyring,
+        journal=journal,
+        denials=denials,
+        generation=generation,
+        clock=clock,
     )
     reads = Reads(
         rules=shadow.over(policy),
@@ -134,11 +153,12 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
         networks=policy,
         service=service,
         reads=reads,
+        operations=operations,
         security=security,
         metrics=metrics,
         health=lambda: _health(journal, tokens, keyring, timekeeper),
         metrics_text=lambda: metrics.text(
-            tokens.sessions(), journal.size, is_writable=journal.is_writable, is_clock_trusted=not timekeeper.distrusted
+            tokens.sessions(), journal.size, quorum.waiting(), is_writable=journal.is_writable, is_clock_trusted=not timekeeper.distrusted
         ),
     )
     clock_watch = ClockWatch(timekeeper, journal, security, generation, config.state)
@@ -153,6 +173,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
     collect_seldom()
     async with listener.serving():
         await stop.wait()
+    quorum.changes.close()
     await desk.drain(DRAIN_SECONDS)
     for task in background:
         task.cancel()

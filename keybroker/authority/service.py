@@ -20,7 +20,9 @@ from keybroker.authority.generation import Generation
 from keybroker.authority.journal import IDEMPOTENCY_US, Claim, Entry, Journal, StaleGenerationError
 from keybroker.authority.keyring import Keyring
 from keybroker.authority.metrics import AuthorityMetrics
+from keybroker.authority.operations import Operation
 from keybroker.authority.policy.engine import PolicyEngine
+from keybroker.authority.quorum import Quorum, Settled, binding, needs_of
 from keybroker.authority.security_events import SecurityEvents
 from keybroker.authority.selfcheck import Check, SelfCheck, der_of_raw
 from keybroker.authority.store.reader import Reader
@@ -28,6 +30,9 @@ from keybroker.authority.timekeeper import Timekeeper
 from keybroker.authority.tokens import SigningFailedError, Tokens, TokenSignature
 from keybroker.authority.uses import Asker, KeyUse
 from keybroker.errors import (
+    ApprovalConsumedError,
+    ApprovalExpiredError,
+    ApprovalStaleError,
     AuditUnavailableError,
     DeniedError,
     HsmTimeoutError,
@@ -39,12 +44,13 @@ from keybroker.errors import (
     OverloadedError,
     PolicyFailedError,
     PolicyUnavailableError,
+    RateLimitedError,
     RefusalError,
     SelfCheckError,
     SvidInvalidError,
 )
 from keybroker.identity.x509_svid import SvidValidator
-from keybroker.model.call import Explain, ExplainReply, Problem, Sign, SignBatch, Signed
+from keybroker.model.call import Explain, ExplainReply, Pending, Problem, Redeem, Sign, SignBatch, Signed
 from keybroker.model.decision import NO_GRANT, Decision, Obligation, Verdict
 from keybroker.model.key import KeyVersion
 from keybroker.model.record import Draft, Outcome, RecordKind, TokenFacts
@@ -58,7 +64,17 @@ _SECOND_WAITS_S = 10.0
 
 _log = logger()
 _pack = msgspec.msgpack.Encoder().encode
-_unpack_signed = msgspec.msgpack.Decoder(Signed).decode
+_unpack_answer = msgspec.msgpack.Decoder(Signed | Pending).decode
+# What a redemption can be refused for after the rules have allowed the use; on record as a denial.
+_NOT_SPENT = (
+    ApprovalConsumedError,
+    ApprovalExpiredError,
+    ApprovalStaleError,
+    DeniedError,
+    InvalidError,
+    NotFoundError,
+    RateLimitedError,
+)
 
 
 class Rules(Protocol):
@@ -95,6 +111,7 @@ class _Intent:
     generation: int
     claim: Claim | None
     obligations: tuple[Obligation, ...]
+    redeems: str
 
 
 class KeyUseService:
@@ -116,7 +133,7 @@ class KeyUseService:
         security: SecurityEvents,
         metrics: AuthorityMetrics,
         tracer: Tracer,
-        log: str,
+        quorum: Quorum,
     ) -> None:
         self._validator = validator
         self._rules = rules
@@ -131,7 +148,7 @@ class KeyUseService:
         self._security = security
         self._metrics = metrics
         self._tracer = tracer
-        self._log = log
+        self._quorum = quorum
         self._under_way = 0
         self._idempotent: dict[bytes, tuple[bytes, asyncio.Future[None]]] = {}
 
@@ -140,8 +157,8 @@ class KeyUseService:
         """Uses that have begun and not ended."""
         return self._under_way
 
-    async def sign(self, asker: Asker, ask: Sign) -> Signed:
-        """Use a key once.
+    async def sign(self, asker: Asker, ask: Sign) -> Signed | Pending:
+        """Use a key once, or begin an operation where others have to approve the use first.
 
         Raises:
             RefusalError: nothing was released; which one says why.
@@ -151,11 +168,11 @@ class KeyUseService:
             return await self._use(request)
         return await self._use_once(request, _claim(asker, "sign", ask.key, ask.idempotency_key, _pack(ask.body)))
 
-    async def sign_batch(self, asker: Asker, ask: SignBatch) -> tuple[Signed | Problem, ...]:
-        """Use a key once for each item: each has its own decision, intent and outcome, and they share commits."""
+    async def sign_batch(self, asker: Asker, ask: SignBatch) -> tuple[Signed | Pending | Problem, ...]:
+        """Use a key once for each item: each has its own decision, intent and outcome, or its own operation, and they share commits."""
         gate = asyncio.Semaphore(MAX_USES_PER_BATCH)
 
-        async def one(index: int) -> Signed | Problem:
+        async def one(index: int) -> Signed | Pending | Problem:
             async with gate:
                 try:
                     request = KeyUse.parse(asker, ask.key, self._keyring.find(ask.key), ask.items[index])
@@ -168,6 +185,21 @@ class KeyUseService:
 
         return tuple(await asyncio.gather(*(one(index) for index in range(len(ask.items)))))
 
+    async def redeem(self, asker: Asker, made: Operation, ask: Redeem) -> Signed | Pending:
+        """Use a key as a complete quorum has approved it, once.
+
+        Args:
+            made: the operation, which the caller has asked for.
+
+        Raises:
+            RefusalError: nothing was released; which one says why.
+        """
+        request = KeyUse.of_operation(asker, made, self._keyring.find(made.subject.key.name), ask.message)
+        if not ask.idempotency_key:
+            return await self._use(request, redeems=made.id)
+        claim = _claim(asker, "redeem", made.id, ask.idempotency_key, _pack(made.id))
+        return await self._use_once(request, claim, made.id)
+
     async def explain(self, asker: Asker, ask: Explain) -> ExplainReply:
         """The decision that `sign` would get. No key is used; that it was asked is on record."""
         request = KeyUse.parse(asker, ask.key, self._keyring.find(ask.key), ask.body)
@@ -178,7 +210,7 @@ class KeyUseService:
         allowed = decision.verdict is Verdict.ALLOW
         demands, moment = Demands(decision.obligations, request.subject), self._timekeeper.look()
         found = self._reader.look_at_units(lambda units: preview(demands, units, moment))
-        needs = (*(() if allowed else ("a grant that covers this request",)), *found.needs)
+        needs = (*(needs_of(decision) if allowed else ("a grant that covers this request",)), *found.needs)
         return ExplainReply(
             allow=allowed and not found.reasons,
             reasons=(*decision.reasons, *found.reasons),
@@ -189,8 +221,11 @@ class KeyUseService:
             limits=found.limits,
         )
 
-    async def _use(self, request: KeyUse, claim: Claim | None = None, retry_of: str = "") -> Signed:
+    async def _use(self, request: KeyUse, claim: Claim | None = None, retry_of: str = "", redeems: str = "") -> Signed | Pending:
         """The one order, from step 3 on. Steps 1 and 2 made `request`.
+
+        Args:
+            redeems: the operation that the use is spent on; empty if the caller asks without one.
 
         Raises:
             DeniedError, NotFoundError, PolicyUnavailableError, PolicyFailedError: a rule said no, or no rule could answer.
@@ -202,7 +237,9 @@ class KeyUseService:
         self._under_way += 1
         laps, span = Laps(), self._tracer.begin("use", request.asker.traceparent)
         try:
-            intent = await self._decide_and_record(request, claim, retry_of, laps)  # 3 decide, 4 record the intent
+            intent = await self._decide_and_record(request, claim, retry_of, redeems, laps)  # 3 decide, 4 record the intent
+            if isinstance(intent, Pending):
+                return intent  # no key is used before others have approved it
             try:
                 await self._recheck(request, intent)
                 made = await self._make(request, intent)  # 5 sign
@@ -231,7 +268,7 @@ class KeyUseService:
             self._metrics.stages(laps)
             span.end(laps, {"keybroker.key": request.key_name, "keybroker.algorithm": request.body.algorithm.value})
 
-    async def _decide_and_record(self, request: KeyUse, claim: Claim | None, retry_of: str, laps: Laps) -> _Intent:
+    async def _decide_and_record(self, request: KeyUse, claim: Claim | None, retry_of: str, redeems: str, laps: Laps) -> _Intent | Pending:
         """Steps 3 and 4. Decides again if anything changes before the intent is durable."""
         for _ in range(_MAX_DECISIONS_PER_USE):
             generation = self._generation.number
@@ -242,15 +279,41 @@ class KeyUseService:
             draft = request.draft(RecordKind.INTENT, decision, use=use, retry_of=retry_of, observed=())
             demands = Demands(decision.obligations, request.subject)
             try:
-                index = await self._journal.write(Entry(draft, generation=generation, claim=claim, demands=demands))
+                settled = await self._settle(request, decision, generation, claim, redeems, retry_of)
+                if isinstance(settled, Pending):
+                    return settled
+                effect = None
+                if settled is not None:
+                    draft = msgspec.structs.replace(draft, operation_id=redeems, approvals=settled.approvals)
+                    effect = settled.spend(use, retry_of)
+                index = await self._journal.write(Entry(draft, generation=generation, claim=claim, demands=demands, effect=effect))
             except StaleGenerationError:
                 request = self._identify_again(request)
                 continue
             except UnmetError as err:
                 await self._refuse(request, decision, err.refusal)
+            except _NOT_SPENT as err:
+                await self._refuse(request, decision, err)
+            if settled is not None:
+                self._quorum.changes.announce()
             laps.lap("record")
-            return _Intent(use, version, index, generation, claim, decision.obligations)
+            return _Intent(use, version, index, generation, claim, decision.obligations, redeems)
         raise OverloadedError("The rules change too fast to decide.", retry_after=1)
+
+    async def _settle(
+        self, request: KeyUse, decision: Decision, generation: int, claim: Claim | None, redeems: str, retry_of: str
+    ) -> Settled | Pending | None:
+        """A complete quorum where the rules want one, or the operation that waits for it; None where they want none.
+
+        Raises:
+            RefusalError: one of `_NOT_SPENT`.
+            StaleGenerationError: decide again.
+        """
+        if redeems:
+            return self._quorum.settle(redeems, request, decision, retry_of)
+        if binding(decision.obligations):
+            return await self._quorum.ask(request, decision, generation, claim)
+        return None
 
     async def _require_allowed(self, request: KeyUse, decision: Decision) -> KeyVersion:
         """Only ALLOW passes, and only with a key that can do it; everything else is on record as a denial before it is raised."""
@@ -294,7 +357,7 @@ class KeyUseService:
         networks = self._rules.networks_of(asker.caller.address)
         if networks == asker.networks:
             return request
-        return KeyUse.parse(replace(asker, networks=networks), request.key_name, request.key, request.body)
+        return request.asked_by(replace(asker, networks=networks))
 
     async def _recheck(self, request: KeyUse, intent: _Intent) -> None:
         """A change that would now refuse the use binds it, however far it has come; so does a window that has closed."""
@@ -305,6 +368,8 @@ class KeyUseService:
             except SvidInvalidError as err:
                 raise _UnreleasedError(Outcome.WITHHELD, err, "svid-invalid") from err
             refusal = None if decision.verdict is Verdict.ALLOW else _refusal_of(decision)
+            if refusal is None and (intent.redeems or binding(decision.obligations)):
+                refusal = self._quorum.still_holds(intent.redeems, request, decision)
             if refusal is not None:
                 raise _UnreleasedError(Outcome.WITHHELD, refusal, refusal.code)
             obligations = decision.obligations
@@ -351,7 +416,7 @@ class KeyUseService:
             version=intent.version.version,
             algorithm=request.body.algorithm.value,
             use=intent.use,
-            log=self._log,
+            log=self._journal.log,
             intent=intent.index,
             outcome=0,
         )
@@ -376,7 +441,7 @@ class KeyUseService:
         except AuditUnavailableError:
             self._journal.owe(entry)
 
-    async def _use_once(self, request: KeyUse, claim: Claim) -> Signed:
+    async def _use_once(self, request: KeyUse, claim: Claim, redeems: str = "") -> Signed | Pending:
         """A use under an idempotency key: the first makes it, the others get the same answer.
 
         Raises:
@@ -396,20 +461,22 @@ class KeyUseService:
         try:
             known = self._reader.idempotent_use(claim.scope)
             if known is None or known.made_us < self._timekeeper.look().time_us - IDEMPOTENCY_US:
-                return await self._use(request, claim)
+                return await self._use(request, claim, redeems=redeems)
             if known.body_sha256 != claim.body_sha256:
                 raise _mismatch()
             if known.answer is None:
-                return await self._use(request, claim, retry_of=known.use)
-            return await self._release_again(request, _unpack_signed(known.answer))
+                return await self._use(request, claim, retry_of=known.use, redeems=redeems)
+            return await self._release_again(request, _unpack_answer(known.answer))
         finally:
             del self._idempotent[claim.scope]
             done.set_result(None)
 
-    async def _release_again(self, request: KeyUse, answer: Signed) -> Signed:
-        """The same signature for the same idempotency key: decided anew, on record, and no second use."""
+    async def _release_again(self, request: KeyUse, answer: Signed | Pending) -> Signed | Pending:
+        """The same signature, or the same operation, for the same idempotency key: decided anew, on record, and no second use."""
         decision = await self._rules.engine.decide(request.policy_input)
         await self._require_allowed(request, decision)
+        if isinstance(answer, Pending):
+            return self._quorum.again(answer)
         await self._journal.write(Entry(request.draft(RecordKind.READ, decision, retry_of=answer.use, what="replay", observed=())))
         return msgspec.structs.replace(answer, outcome=self._reader.outcome_index(answer.use))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -11,13 +11,14 @@ import msgspec
 from keybroker.audit.leaf import canonical
 from keybroker.authority.keyring import KeyEntry, ref_of
 from keybroker.authority.limits import Subject
+from keybroker.authority.operations import Operation
 from keybroker.clock import to_rfc3339
-from keybroker.errors import InvalidError
+from keybroker.errors import ApprovalMismatchError, InvalidError
 from keybroker.model.decision import CallerInput, ContentInput, Decision, KeyInput, PolicyInput, TargetInput
 from keybroker.model.identity import Caller
-from keybroker.model.key import KEY_NAME, KeyVersion
+from keybroker.model.key import KEY_NAME, Algorithm, KeyVersion
 from keybroker.model.record import EMPTY, Draft, KeyFacts, RecordKind, SvidFacts, Tbs
-from keybroker.model.request import SignBody
+from keybroker.model.request import MAX_MESSAGE_BYTES, SignBody
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ class KeyUse:
 
     Attributes:
         key_name: as asked; `key` is None where the inventory has no such key, which the caller must not learn.
+        operation: as policy calls it: `sign` or `sign-digest`.
+        content: what policy sees of what is signed.
         digest: what is signed, or for Ed25519 the SHA-512 of it.
         data: what goes to the token: the digest, or for Ed25519 the message.
         policy_input: canonical JSON.
@@ -70,6 +73,8 @@ class KeyUse:
     key_name: str
     key: KeyEntry | None
     body: SignBody
+    operation: str
+    content: ContentInput
     digest: bytes = field(repr=False)
     data: bytes = field(repr=False)
     policy_input: bytes = field(repr=False)
@@ -86,12 +91,65 @@ class KeyUse:
         if not KEY_NAME.fullmatch(key_name):
             raise InvalidError("The key name cannot be one.", pointers=(("", "a key name is [a-z0-9][a-z0-9._-]{0,63}"),))
         body.check()
-        content = body.content
-        digest = content if body.is_digest else hashlib.new(body.algorithm.hash_name, content).digest()
-        data = content if body.algorithm.signs_message else digest
+        operation = "sign-digest" if body.is_digest else "sign"
+        content = ContentInput("digest" if body.is_digest else "message", len(body.content), body.media_type)
+        digest = body.content if body.is_digest else hashlib.new(body.algorithm.hash_name, body.content).digest()
+        data = body.content if body.algorithm.signs_message else digest
+        return cls._made(asker, key_name, key, body, operation, content, digest, data)
+
+    @classmethod
+    def of_operation(cls, asker: Asker, operation: Operation, key: KeyEntry | None, message: bytes | None) -> KeyUse:
+        """The use that an operation is about, asked for again by its requester.
+
+        Args:
+            message: what is signed, where the token needs it whole; an operation keeps digests only.
+
+        Raises:
+            InvalidError: the message is missing, or too large.
+            ApprovalMismatchError: it is another one.
+        """
+        subject = operation.subject
+        algorithm, digest = Algorithm(subject.algorithm), bytes.fromhex(subject.tbs.value)
+        if message is None and algorithm.signs_message:
+            raise InvalidError("This operation needs its message again.", pointers=(("/message", f"{algorithm.value} signs messages"),))
+        if message is not None and len(message) > MAX_MESSAGE_BYTES:
+            raise InvalidError("The message is too large.", pointers=(("/message", f"at most {MAX_MESSAGE_BYTES} bytes"),))
+        if message is not None and hashlib.new(algorithm.hash_name, message).digest() != digest:
+            raise ApprovalMismatchError("This is not the message that was asked for.", reasons=("another-message",))
+        given = {"message": message} if message is not None and algorithm.signs_message else {"digest": digest}
+        form = {"format": operation.format} if operation.format else {}
+        media_type = subject.content.media_type
+        body = msgspec.convert({"algorithm": algorithm, "reason": subject.reason, "media_type": media_type, **given, **form}, SignBody)
+        content = ContentInput(subject.content.type, subject.content.size, media_type, dict(subject.content.fields))
+        data = message if message is not None and algorithm.signs_message else digest
+        return cls._made(asker, subject.key.name, key, body, subject.operation.kind, content, digest, data)
+
+    @classmethod
+    def _made(
+        cls,
+        asker: Asker,
+        key_name: str,
+        key: KeyEntry | None,
+        body: SignBody,
+        operation: str,
+        content: ContentInput,
+        digest: bytes,
+        data: bytes,
+    ) -> KeyUse:
         version = key.current if key else None
         ref = ref_of(version.name, version.version) if version else ""
-        return cls(asker, key_name, key, body, digest, data, canonical(_policy_input(asker, key_name, key, body)), version, ref)
+        question = _question(asker, key_name, key, version, body, operation, content)
+        return cls(asker, key_name, key, body, operation, content, digest, data, question, version, ref)
+
+    def asked_by(self, asker: Asker) -> KeyUse:
+        """The same use, asked for by this caller."""
+        question = _question(asker, self.key_name, self.key, self.version, self.body, self.operation, self.content)
+        return replace(self, asker=asker, policy_input=question)
+
+    @property
+    def format(self) -> str:
+        """Of the signature: `der` or `p1363`; empty where there is no choice, or none was made."""
+        return "" if self.body.format is msgspec.UNSET else str(self.body.format)
 
     @property
     def subject(self) -> Subject:
@@ -121,16 +179,20 @@ class KeyUse:
         )
 
 
-def _policy_input(asker: Asker, key_name: str, key: KeyEntry | None, body: SignBody) -> PolicyInput:
-    version = key.current if key else None
-    return PolicyInput(
-        caller=asker.policy_caller(),
-        operation="sign-digest" if body.is_digest else "sign",
-        target=TargetInput("key", key_name),
-        key=key_input(key.labels, version) if key and version else KeyInput(),
-        algorithm=body.algorithm.value,
-        content=ContentInput("digest" if body.is_digest else "message", len(body.content), body.media_type),
-        reason=body.reason,
+def _question(
+    asker: Asker, key_name: str, key: KeyEntry | None, version: KeyVersion | None, body: SignBody, operation: str, content: ContentInput
+) -> bytes:
+    """The policy input, canonical JSON."""
+    return canonical(
+        PolicyInput(
+            caller=asker.policy_caller(),
+            operation=operation,
+            target=TargetInput("key", key_name),
+            key=key_input(key.labels, version) if key and version else KeyInput(),
+            algorithm=body.algorithm.value,
+            content=content,
+            reason=body.reason,
+        )
     )
 
 

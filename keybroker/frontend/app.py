@@ -1,6 +1,6 @@
 """The service: an exchange begins, a route answers it, and whatever goes wrong becomes one problem document.
 
-Requests and answers are whole. The routes that sign are plain functions, found by their path; all others are FastAPI's.
+Requests and answers are whole. The routes that take a body are plain functions, found by their path; all others are FastAPI's.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from starlette.types import Message
 import keybroker
 from keybroker.errors import InvalidError, KeyBrokerError, MethodNotAllowedError, NotFoundError, RefusalError
 from keybroker.frontend import openapi, problems
+from keybroker.frontend.approving import Approving
 from keybroker.frontend.authority_link import AuthorityLink
 from keybroker.frontend.exchange import SCOPE_KEY, Exchange, HttpAnswer, HttpRequest
 from keybroker.frontend.metrics import FrontendMetrics
@@ -30,12 +31,13 @@ from keybroker.telemetry import logger
 from keybroker.tracing import Tracer
 
 SIGN = "/v1/keys/{key}/sign"
+OPERATION = "/v1/operations/{operation}"
 DOCUMENT = "/v1/openapi.json"
-_SIGNING_PATH = re.compile(r"/v1/keys/([^/]+)/sign(|/batch|/explain)")
+_PLAIN_PATH = re.compile(r"/v1/(?:keys/([^/]+)(/sign|/sign/batch|/sign/explain)|operations/([^/]+)(/approvals|/redeem))")
 
 _log = logger()
 
-SigningRoute = Callable[[Exchange, str, HttpRequest], Awaitable[HttpAnswer]]
+PlainRoute = Callable[[Exchange, str, HttpRequest], Awaitable[HttpAnswer]]
 
 
 class Application:
@@ -51,18 +53,25 @@ class Application:
         self._metrics = metrics
         self._tracer = tracer
         signing = Signing(authority, metrics)
-        self._signing: dict[str, SigningRoute] = {"": signing.sign, "/batch": signing.sign_batch, "/explain": signing.explain}
+        approving = Approving(authority)
+        self._plain: dict[str, PlainRoute] = {
+            f"{SIGN}": signing.sign,
+            f"{SIGN}/batch": signing.sign_batch,
+            f"{SIGN}/explain": signing.explain,
+            f"{OPERATION}/approvals": approving.approve,
+            f"{OPERATION}/redeem": approving.redeem,
+        }
         self._others = _FastApiRoutes(authority)
 
     async def answer(self, request: HttpRequest) -> HttpAnswer:
         """Answer one request. Raises nothing."""
         exchange = Exchange.begin(request, self._tracer)
-        signing = _SIGNING_PATH.fullmatch(request.path)
-        route = f"{SIGN}{signing[2]}" if signing else "none"
+        plain = _PLAIN_PATH.fullmatch(request.path)
+        route = _template(plain) if plain else "none"
         try:
             _refuse_repeated(request.query)
-            if signing:
-                answer = await self._sign(exchange, signing, request)
+            if plain:
+                answer = await self._post(self._plain[route], exchange, plain[1] or plain[3], request)
             else:
                 route, answer = await self._others.answer(exchange, request)
         except Exception as err:  # noqa: BLE001  whatever it is, the caller gets an answer
@@ -77,21 +86,26 @@ class Application:
         exchange.span.end(exchange.laps, attributes)
         return answer
 
-    async def _sign(self, exchange: Exchange, found: re.Match[str], request: HttpRequest) -> HttpAnswer:
+    async def _post(self, answer: PlainRoute, exchange: Exchange, name: str, request: HttpRequest) -> HttpAnswer:
         if request.method != "POST":
             raise HTTPException(405, headers={"allow": "POST"})
         refuse_parameters(request.query)
-        return await self._signing[found[2]](exchange, found[1], request)
+        return await answer(exchange, name, request)
+
+
+def _template(found: re.Match[str]) -> str:
+    return f"/v1/keys/{{key}}{found[2]}" if found[1] else f"{OPERATION}{found[4]}"
 
 
 class _FastApiRoutes:
-    """Everything but the routes that sign, behind ASGI."""
+    """Everything that takes no body, behind ASGI."""
 
     def __init__(self, authority: AuthorityLink) -> None:
         app = FastAPI(
             title="keybroker", version=keybroker.__version__, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
         )
         app.include_router(Reading(authority).router())
+        app.include_router(Approving(authority).router())
         described = json_answer(openapi.document(app))
 
         async def describe(request: Request) -> Response:

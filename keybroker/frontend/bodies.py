@@ -12,11 +12,14 @@ from typing import Annotated, Any, NoReturn
 
 import msgspec
 
+from keybroker.audit.dsse import MAX_ENVELOPE_BYTES, Envelope
+from keybroker.audit.leaf import canonical
 from keybroker.errors import InvalidError, MalformedError
 from keybroker.model.key import Algorithm
 from keybroker.model.request import MAX_BATCH_ITEMS, MAX_MESSAGE_BYTES, SignBody
 
 MAX_SIGN_BODY_BYTES = MAX_MESSAGE_BYTES * 4 // 3 + 40 * 1024  # the message in base64, the rest escaped as badly as JSON allows
+MAX_APPROVAL_BODY_BYTES = MAX_ENVELOPE_BYTES
 _MAX_NAME_CHARACTERS = 64
 
 
@@ -24,6 +27,14 @@ class _Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     items: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_BATCH_ITEMS)]
 
 
+class Redemption(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a redemption. `message` is what is signed, where the token needs it whole; an operation keeps digests only."""
+
+    message: bytes | msgspec.UnsetType = msgspec.UNSET
+
+
+_decode_envelope = msgspec.json.Decoder(Envelope).decode
+_decode_redemption = msgspec.json.Decoder(Redemption).decode
 _decode_sign = msgspec.json.Decoder(SignBody).decode
 _decode_batch = msgspec.json.Decoder(_Batch).decode
 _FIELD_FAULT = re.compile(r"Object (contains unknown|missing required) field `(.*)`", re.DOTALL)
@@ -78,6 +89,45 @@ def _item(data: bytes) -> SignBody | InvalidError:
         return err
 
 
+def approval(data: bytes) -> bytes:
+    """The body of an approval: a DSSE envelope, in canonical JSON whatever white space it came with. It is not judged here.
+
+    Raises:
+        MalformedError: not JSON, or JSON that could be read in two ways.
+        InvalidError: JSON, but not an envelope.
+    """
+    try:
+        envelope = _decode_envelope(data)
+    except msgspec.ValidationError as err:
+        _read_strictly(data)
+        _refuse(err)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as err:
+        raise _malformed() from err
+    _read_strictly(data)
+    return canonical(envelope)
+
+
+def redemption(data: bytes) -> bytes | None:
+    """The body of a redemption: the message, where the algorithm signs messages.
+
+    Raises:
+        MalformedError: not JSON, or JSON that could be read in two ways.
+        InvalidError: JSON, but not a redemption.
+    """
+    try:
+        body = _decode_redemption(data)
+    except msgspec.ValidationError as err:
+        _read_strictly(data)
+        _refuse(err)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as err:
+        raise _malformed() from err
+    value = _read_strictly(data)
+    if not isinstance(body.message, bytes):
+        return None
+    _refuse_second_spelling("message", value, body.message)
+    return body.message
+
+
 def _is_plain(data: bytes, body: SignBody) -> bool:
     """True where the bytes can say nothing that the decoded body does not; false where that takes a closer look.
 
@@ -96,8 +146,13 @@ def _is_plain(data: bytes, body: SignBody) -> bool:
 def _refuse_second_spellings(value: dict[str, Any], body: SignBody) -> None:
     """Raises InvalidError where base64 has bits after its end that are not zero (RFC 4648 section 3.5)."""
     for name, content in (("message", body.message), ("digest", body.digest)):
-        if isinstance(content, bytes) and content and value[name][-4:].encode() != _last_quantum(content):
-            raise InvalidError("A field is not what it should be.", pointers=((f"/{name}", _NOT_BASE64),))
+        if isinstance(content, bytes):
+            _refuse_second_spelling(name, value, content)
+
+
+def _refuse_second_spelling(name: str, value: dict[str, Any], content: bytes) -> None:
+    if content and value[name][-4:].encode() != _last_quantum(content):
+        raise InvalidError("A field is not what it should be.", pointers=((f"/{name}", _NOT_BASE64),))
 
 
 def _last_quantum(content: bytes) -> bytes:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from keybroker.audit.dsse import Envelope
 from keybroker.frontend import problems
-from keybroker.frontend.shapes import Explanation, Key, Keys, ProblemDocument, SignedUse, Whoami
+from keybroker.frontend.bodies import Redemption
+from keybroker.frontend.shapes import Explanation, Key, Keys, Operations, PendingUse, ProblemDocument, SignedUse, Whoami
 from keybroker.model.request import MAX_BATCH_ITEMS, MAX_MEDIA_TYPE_CHARACTERS, MAX_REASON_CHARACTERS, SignBody
 
 _JSON = "application/json"
@@ -25,12 +28,50 @@ _SIGNING = (
     "hsm-timeout",
     "audit-unavailable",
     "signature-self-check-failed",
+    "rate-limited",
 )
+_ENDED = ("approval-mismatch", "approval-consumed", "approval-stale", "approval-expired")
+_APPROVING = (*_ENDED, "self-approval", "audit-unavailable", "unsupported-media-type", "rate-limited")
+_WAITING = ("rate-limited",)
+
+
+@dataclass(frozen=True, slots=True)
+class _Post:
+    """A route that takes a body. `may_wait`: it may answer 202."""
+
+    path: str
+    name: str
+    summary: str
+    takes: str
+    gives: str
+    is_idempotent: bool = False
+    may_wait: bool = False
+    codes: tuple[str, ...] = _SIGNING
+
+
 _READING_RECORD = ("audit-unavailable", "clock-untrusted")
-_SIGN_ROUTES = (
-    ("/v1/keys/{key}/sign", "sign", "Sign one thing with a key.", "SignBody", "SignedUse", True),
-    ("/v1/keys/{key}/sign/batch", "sign_batch", "Sign up to 1,000 things, each a use of its own.", "Batch", "BatchResults", True),
-    ("/v1/keys/{key}/sign/explain", "explain", "Show the decision that `sign` would get.", "SignBody", "Explanation", False),
+_POSTS = (
+    _Post("/v1/keys/{key}/sign", "sign", "Sign one thing with a key.", "SignBody", "SignedUse", is_idempotent=True, may_wait=True),
+    _Post(
+        "/v1/keys/{key}/sign/batch",
+        "sign_batch",
+        "Sign up to 1,000 things, each a use of its own.",
+        "Batch",
+        "BatchResults",
+        is_idempotent=True,
+    ),
+    _Post("/v1/keys/{key}/sign/explain", "explain", "Show the decision that `sign` would get.", "SignBody", "Explanation"),
+    _Post("/v1/operations/{operation}/approvals", "approve", "Approve or refuse an operation.", "Envelope", "Operation", codes=_APPROVING),
+    _Post(
+        "/v1/operations/{operation}/redeem",
+        "redeem",
+        "Do what a complete quorum has approved, once.",
+        "Redemption",
+        "SignedUse",
+        is_idempotent=True,
+        may_wait=True,
+        codes=(*_SIGNING, *_ENDED),
+    ),
 )
 _TEXT = {"type": "string"}
 _OBJECT = {"type": "object"}
@@ -49,31 +90,33 @@ def document(app: FastAPI) -> dict[str, Any]:
     )
     paths = made["paths"]
     for path, item in paths.items():
-        codes = _ANY_PLACE + _ANY_REQUEST + (_READING_RECORD if "/audit/" in path else ())
+        codes = _ANY_PLACE + _ANY_REQUEST + (_READING_RECORD if "/audit/" in path else ()) + (_WAITING if "/operations" in path else ())
         shape = item["get"].pop("x-shape")
         item["get"]["responses"] = {"200": _answer(shape), **_refusals(codes)}
-    for path, name, summary, takes, gives, is_idempotent in _SIGN_ROUTES:
-        paths[path] = {"post": _sign_route(name, summary, takes, gives, is_idempotent)}
+    for post in _POSTS:
+        paths[post.path] = {"post": _described(post)}
     made["components"] = {"schemas": _schemas(), "responses": _problem_responses()}
     return made
 
 
-def _sign_route(name: str, summary: str, takes: str, gives: str, is_idempotent: bool) -> dict[str, Any]:  # noqa: FBT001  a row of a table
-    parameters: list[dict[str, Any]] = [{"name": "key", "in": "path", "required": True, "schema": _TEXT}]
-    if is_idempotent:
+def _described(post: _Post) -> dict[str, Any]:
+    name = post.path.partition("{")[2].partition("}")[0]
+    parameters: list[dict[str, Any]] = [{"name": name, "in": "path", "required": True, "schema": _TEXT}]
+    if post.is_idempotent:
         schema = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"}
         text = "The same key and body give the same use and signature for 24 hours."
         parameters.append({"name": "Idempotency-Key", "in": "header", "required": False, "schema": schema, "description": text})
+    waits = {"202": _answer("PendingUse", "Others have to approve it first.")} if post.may_wait else {}
     return {
-        "summary": summary,
-        "operationId": name,
+        "summary": post.summary,
+        "operationId": post.name,
         "parameters": parameters,
-        "requestBody": {"required": True, "content": {_JSON: {"schema": _reference(takes)}}},
-        "responses": {"200": _answer(gives), **_refusals(_ANY_PLACE + _ANY_REQUEST + _SIGNING)},
+        "requestBody": {"required": True, "content": {_JSON: {"schema": _reference(post.takes)}}},
+        "responses": {"200": _answer(post.gives), **waits, **_refusals(_ANY_PLACE + _ANY_REQUEST + post.codes)},
     }
 
 
-def _answer(shape: str) -> dict[str, Any]:
+def _answer(shape: str, description: str = "Done.") -> dict[str, Any]:
     content: dict[str, Any] = {_JSON: {"schema": _reference(shape)}}
     if shape == "PublicKey":
         content = {
@@ -81,7 +124,7 @@ def _answer(shape: str) -> dict[str, Any]:
             "text/plain": {"schema": _TEXT},
             _JSON: {"schema": _reference("Jwk")},
         }
-    return {"description": "Done.", "content": content}
+    return {"description": description, "content": content}
 
 
 def _refusals(codes: tuple[str, ...]) -> dict[str, Any]:
@@ -98,18 +141,19 @@ def _problem_responses() -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    shapes = [Whoami, Keys, Key, SignedUse, Explanation, ProblemDocument, SignBody]
+    shapes = [Whoami, Keys, Key, SignedUse, PendingUse, Explanation, Operations, Envelope, Redemption, ProblemDocument, SignBody]
     _, schemas = msgspec.json.schema_components(shapes, ref_template="#/components/schemas/{name}")
     for schema in schemas.values():
         if "description" in schema:
             schema["description"] = schema["description"].split("\n")[0]
+    schemas["Redemption"]["properties"]["message"] |= {"pattern": _BASE64}
     body = schemas["SignBody"]
     for name in ("message", "digest"):
         body["properties"][name] |= {"pattern": _BASE64}
     body["properties"]["reason"] |= {"maxLength": MAX_REASON_CHARACTERS}
     body["properties"]["media_type"] |= {"maxLength": MAX_MEDIA_TYPE_CHARACTERS, "pattern": "^[ -~]*$"}
     body["oneOf"] = [{"required": ["message"]}, {"required": ["digest"]}]
-    one_or_the_other = {"anyOf": [_reference("SignedUse"), _reference("ProblemDocument")]}
+    one_or_the_other = {"anyOf": [_reference(name) for name in ("SignedUse", "PendingUse", "ProblemDocument")]}
     return {
         **schemas,
         "Batch": _object(items={"type": "array", "items": _reference("SignBody"), "minItems": 1, "maxItems": MAX_BATCH_ITEMS}),

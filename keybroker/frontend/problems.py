@@ -98,7 +98,7 @@ def document(problem: Problem, request_id: str, pointer_prefix: str = "") -> Pro
 
 
 def render(problem: Problem, request_id: str, extra_headers: Mapping[str, str] | None = None) -> HttpAnswer:
-    """A problem as an HTTP answer. Every 503 says when to try again; after a 401 the connection is of no more use."""
+    """A problem as an HTTP answer. Every 503 and 429 says when to try again; after a 401 the connection is of no more use."""
     shown = document(problem, request_id)
     body = msgspec.json.encode(shown)
     headers = {"content-type": MEDIA_TYPE, "cache-control": "no-store"}

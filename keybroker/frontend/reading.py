@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from enum import Enum
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl
 
@@ -41,8 +40,9 @@ _MAX_INDEX = 2**53 - 1
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,15}")
 
 
-def _one_of(names: type[Enum]) -> Callable[[str], str]:
-    known = {"", *(each.value for each in names)}
+def one_of(names: Iterable[str]) -> Callable[[str], str]:
+    """A check that a parameter is one of these, or empty."""
+    known = {"", *names}
 
     def check(text: str) -> str:
         if text not in known:
@@ -70,8 +70,8 @@ def _plainly(text: object) -> object:
 
 Number = Annotated[int, BeforeValidator(_plainly)]
 Moment = Annotated[str, AfterValidator(_moment), Field(max_length=40, description="RFC 3339, with an offset from UTC")]
-Kind = Annotated[str, AfterValidator(_one_of(RecordKind))]
-Ended = Annotated[str, AfterValidator(_one_of(Outcome))]
+Kind = Annotated[str, AfterValidator(one_of(each.value for each in RecordKind))]
+Ended = Annotated[str, AfterValidator(one_of(each.value for each in Outcome))]
 
 
 class Parameters(BaseModel):

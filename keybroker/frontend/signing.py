@@ -16,18 +16,21 @@ from keybroker.frontend import bodies, problems
 from keybroker.frontend.authority_link import BATCH_SECONDS, AuthorityLink
 from keybroker.frontend.exchange import Exchange, HttpAnswer, HttpRequest
 from keybroker.frontend.metrics import FrontendMetrics
-from keybroker.frontend.shapes import BatchResults, Explanation, ProblemDocument, SignedUse
-from keybroker.model.call import BatchReply, Explain, ExplainReply, Problem, Sign, SignBatch, Signed
+from keybroker.frontend.shapes import BatchResults, Explanation, PendingUse, ProblemDocument, SignedUse
+from keybroker.model.call import BatchReply, Explain, ExplainReply, Pending, Problem, Sign, SignBatch, Signed, UseReply
 from keybroker.model.request import MAX_BATCH_BYTES, SignBody
 
 _JSON = re.compile(rb'application/json(?:[ \t]*;[ \t]*charset="?utf-8"?)?', re.IGNORECASE)
 _IDEMPOTENCY_KEY = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 _BATCH_END = b"/sign/batch"
+_APPROVALS_END = b"/approvals"
 _JSON_FIELDS = {"content-type": "application/json", "cache-control": "no-store"}
 
 
 def body_limit(path: bytes) -> int:
     """How many bytes a body may have, by the path of the request target."""
+    if path.endswith(_APPROVALS_END):
+        return bodies.MAX_APPROVAL_BODY_BYTES
     return MAX_BATCH_BYTES if path.endswith(_BATCH_END) else bodies.MAX_SIGN_BODY_BYTES
 
 
@@ -40,20 +43,20 @@ class Signing:
 
     async def sign(self, exchange: Exchange, key: str, request: HttpRequest) -> HttpAnswer:
         """One use of one key."""
-        body = bodies.sign_body(_json_body(request))
-        ask = Sign(key, body, _idempotency_key(request))
+        body = bodies.sign_body(json_body(request))
+        ask = Sign(key, body, idempotency_key_of(request))
         exchange.laps.lap("parse")
-        signed = await self._authority.ask(exchange, ask, Signed)
+        reply = await self._authority.ask(exchange, ask, UseReply)
         exchange.laps.lap("authority")
-        answer = json_answer(SignedUse.of(signed))
+        answer = use_answer(reply)
         self._metrics.signed(exchange.laps)
         return answer
 
     async def sign_batch(self, exchange: Exchange, key: str, request: HttpRequest) -> HttpAnswer:
         """Several uses of one key. An item that cannot be read is a problem in its place; the others are asked for."""
-        data = _json_body(request)
+        data = json_body(request)
         items = bodies.batch_items(data)
-        idempotency_key = _idempotency_key(request)
+        idempotency_key = idempotency_key_of(request)
         digest = hashlib.sha256(data).digest() if idempotency_key else b""
         del data  # large ones are to be in memory once
         readable = tuple(item for item in items if isinstance(item, SignBody))
@@ -66,24 +69,39 @@ class Signing:
 
     async def explain(self, exchange: Exchange, key: str, request: HttpRequest) -> HttpAnswer:
         """The decision that `sign` would get."""
-        ask = Explain(key, bodies.sign_body(_json_body(request)))
+        ask = Explain(key, bodies.sign_body(json_body(request)))
         return json_answer(Explanation.of(await self._authority.ask(exchange, ask, ExplainReply)))
 
 
-def json_answer(shape: Any) -> HttpAnswer:
-    """A 200 with this in JSON; no cache keeps it."""
-    return HttpAnswer(200, _JSON_FIELDS, msgspec.json.encode(shape))
+def json_answer(shape: Any, status: int = 200) -> HttpAnswer:
+    """This in JSON; no cache keeps it."""
+    return HttpAnswer(status, _JSON_FIELDS, msgspec.json.encode(shape))
 
 
-def _result(item: SignBody | InvalidError, answers: Any, number: int, exchange: Exchange) -> SignedUse | ProblemDocument:
-    answer: Signed | Problem = problems.problem_of(item) if isinstance(item, InvalidError) else next(answers)
+def use_answer(reply: UseReply) -> HttpAnswer:
+    """200 with a signature, or 202 with the operation that waits for approvals."""
+    if isinstance(reply, Pending):
+        return json_answer(PendingUse.of(reply), 202)
+    return json_answer(SignedUse.of(_signed(reply)))
+
+
+def _signed(reply: UseReply) -> Signed:
+    if not isinstance(reply, Signed):  # only a bug in one of our rooms
+        raise OverloadedError("The request could not be finished.", retry_after=1)
+    return reply
+
+
+def _result(item: SignBody | InvalidError, answers: Any, number: int, exchange: Exchange) -> SignedUse | PendingUse | ProblemDocument:
+    answer: Signed | Pending | Problem = problems.problem_of(item) if isinstance(item, InvalidError) else next(answers)
     if isinstance(answer, Signed):
         return SignedUse.of(answer)
+    if isinstance(answer, Pending):
+        return PendingUse.of(answer)
     return problems.document(answer, exchange.request_id, f"/items/{number}")
 
 
-def _json_body(request: HttpRequest) -> bytes:
-    """The body, if it calls itself JSON.
+def json_body(request: HttpRequest) -> bytes:
+    """The body of a request, if it calls itself JSON.
 
     Raises:
         UnsupportedMediaTypeError: it does not.
@@ -94,8 +112,8 @@ def _json_body(request: HttpRequest) -> bytes:
     return request.take_body()
 
 
-def _idempotency_key(request: HttpRequest) -> str:
-    """The idempotency key, empty if there is none.
+def idempotency_key_of(request: HttpRequest) -> str:
+    """The idempotency key of a request, empty if there is none.
 
     Raises:
         InvalidError: it is not one.

@@ -86,11 +86,13 @@ class SvidValidator:
         self._accepted: OrderedDict[tuple[bytes, ...], Svid] = OrderedDict()
         self._accepted_under = ""
 
-    def validate(self, chain: tuple[bytes, ...]) -> Svid:
+    def validate(self, chain: tuple[bytes, ...], as_of_us: int | None = None) -> Svid:
         """The identity that a chain proves, now.
 
         Args:
             chain: DER certificates, leaf first, then intermediates in any order.
+            as_of_us: if given, validity is judged for that moment, microseconds since the epoch; bundles and deny list are always
+                those of now. For what somebody signed earlier, at a moment that he signed with it.
 
         Raises:
             SvidInvalidError: `reasons` holds the one rule that was broken; the text names it and repeats nothing of the chain.
@@ -98,15 +100,16 @@ class SvidValidator:
         if self._accepted_under != self._bundles.digest:
             self._accepted.clear()
             self._accepted_under = self._bundles.digest
+        now_us = self._clock.now_us() if as_of_us is None else as_of_us
         svid = self._accepted.get(chain)
         if svid is not None:
             self._accepted.move_to_end(chain)
         else:
-            svid = self._judge(chain)
+            svid = self._judge(chain, now_us)
             self._accepted[chain] = svid
             if len(self._accepted) > CACHED_SVIDS:
                 self._accepted.popitem(last=False)
-        now = self._clock.now_us() // 1_000_000
+        now = now_us // 1_000_000
         if now > svid.not_after:
             raise _refusal("expired", svid.id.text)
         if now < svid.not_before:
@@ -115,7 +118,7 @@ class SvidValidator:
             raise _refusal("denied", svid.id.text)
         return svid
 
-    def _judge(self, chain: tuple[bytes, ...]) -> Svid:
+    def _judge(self, chain: tuple[bytes, ...], now_us: int) -> Svid:
         certificates = _parse(chain)
         leaf = certificates[0]
         for certificate in certificates:
@@ -126,7 +129,8 @@ class SvidValidator:
         bundle = self._bundles.of(identity.trust_domain)
         if bundle is None:
             raise _refusal("unknown-trust-domain", identity.text)
-        path = self._build_path(leaf, certificates[1:], bundle, identity)
+        now = datetime.datetime.fromtimestamp(now_us / 1_000_000, datetime.UTC)
+        path = self._build_path(leaf, certificates[1:], bundle, identity, now)
         return Svid(
             id=identity,
             sha256=hashlib.sha256(chain[0]).hexdigest(),
@@ -156,10 +160,9 @@ class SvidValidator:
             self._require("eku-incomplete", holds=has_both)
 
     def _build_path(
-        self, leaf: x509.Certificate, others: list[x509.Certificate], bundle: TrustBundle, identity: SpiffeId
+        self, leaf: x509.Certificate, others: list[x509.Certificate], bundle: TrustBundle, identity: SpiffeId, now: datetime.datetime
     ) -> list[x509.Certificate]:
-        """A path to an authority of this one trust domain, valid now (RFC 5280 section 6)."""
-        now = datetime.datetime.fromtimestamp(self._clock.now_us() / 1_000_000, datetime.UTC)
+        """A path to an authority of this one trust domain, valid then (RFC 5280 section 6)."""
         path = _path(leaf, others, bundle, now)
         if path is None:
             rule, voucher = self._why_no_path(leaf, others, bundle, now)

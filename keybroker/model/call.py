@@ -246,7 +246,11 @@ class KeysReply(Reply, frozen=True):
     keys: tuple[KeyReply, ...]
 
 
-class Signed(Reply, frozen=True):
+class UseReply(Reply, frozen=True):
+    """What comes of asking for a use of a key, if nothing stands against it: a signature, or an operation that waits."""
+
+
+class Signed(UseReply, frozen=True):
     """A released signature and where its use is on record."""
 
     signature: bytes
@@ -277,7 +281,7 @@ class StageView(msgspec.Struct, frozen=True, array_like=True):
     is_open: bool
 
 
-class Pending(Reply, frozen=True):
+class Pending(UseReply, frozen=True):
     """Nothing is done yet: others have to approve it, or the cool-off is not over. Times are RFC 3339.
 
     Attributes:

@@ -18,6 +18,8 @@ class RecordKind(enum.Enum):
     INTENT = "intent"
     OUTCOME = "outcome"
     DENIAL = "denial"
+    OPERATION = "operation"
+    APPROVAL = "approval"
     READ = "read"
     SECURITY = "security"
     ADMIN = "admin"
@@ -82,6 +84,8 @@ class Draft(msgspec.Struct, frozen=True):
         request: canonical JSON of the policy input.
         decision: canonical JSON of the decision.
         taken: units of limits.
+        operation_id: ULID of the operation that this is about; empty if there is none.
+        approvals: signed statements, each a DSSE envelope in canonical JSON.
     """
 
     kind: RecordKind
@@ -98,4 +102,6 @@ class Draft(msgspec.Struct, frozen=True):
     token: TokenFacts | None = None
     trace_id: str = ""
     taken: tuple[dict[str, Any], ...] = ()
+    operation_id: str = ""
+    approvals: tuple[msgspec.Raw, ...] = ()
     body: dict[str, Any] = {}

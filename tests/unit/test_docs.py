@@ -180,7 +180,7 @@ def test_metrics_are_those_that_are_exported_with_their_labels() -> None:
     frontend.answered("/v1/whoami", 200)
     frontend.handshake("ok")
     exported: dict[str, tuple[str, set[str]]] = {}
-    for text in (frontend.text(), authority.text({"t": (1, 1)}, 1, is_writable=True)):
+    for text in (frontend.text(), authority.text({"t": (1, 1)}, 1, 0, is_writable=True)):
         for family in text_string_to_metric_families(text.decode()):
             if family.name.endswith("_created"):
                 continue

@@ -110,6 +110,14 @@ class BundleHolder:
         """The named networks that an address is in."""
         return self._live.rules.networks_of(address)
 
+    def person_of(self, spiffe_id: str) -> str:
+        """The name of the person behind an identity; empty if it is nobody's."""
+        return self._live.rules.person_of(spiffe_id)
+
+    def people_of(self, groups: tuple[str, ...]) -> tuple[str, ...]:
+        """Everybody in these groups, each once, in order of name."""
+        return self._live.rules.people_of(groups)
+
     async def refresh(self) -> BundleCandidate | None:
         """The rules of a newer bundle, if there is one that can be used, and where OPA decides: if OPA has it too."""
         try:

@@ -156,7 +156,7 @@ def decision_of(answer: bytes, digest: str, engine: str) -> Decision:
 def unenforced(obligation: Obligation) -> tuple[str, ...]:
     """What an obligation demands that nothing in this version enforces. A yes that depends on it is no yes."""
     demanded = {
-        "quorum": obligation.quorum or obligation.cool_off_s or obligation.expires_s,
+        "quorum": bool(obligation.quorum) != bool(obligation.expires_s) or (obligation.cool_off_s and not obligation.quorum),
         "evidence": obligation.evidence,
     }
     return tuple(name for name, demand in demanded.items() if demand)

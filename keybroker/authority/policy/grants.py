@@ -15,7 +15,7 @@ from keybroker.model.key import KEY_NAME, Algorithm
 
 OWN_TRAIL = "own-trail"
 
-Operation = Literal["sign", "sign-digest", "read-key", "read-audit"]
+Operation = Literal["sign", "sign-digest", "read-key", "read-audit", "approve"]
 
 RULE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 DAYS: tuple[Day, ...] = get_args(Day)

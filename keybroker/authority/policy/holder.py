@@ -59,6 +59,14 @@ class LivePolicy(Protocol):
         """The named networks that an address is in."""
         ...
 
+    def person_of(self, spiffe_id: str) -> str:
+        """The name of the person behind an identity; empty if it is nobody's."""
+        ...
+
+    def people_of(self, groups: tuple[str, ...]) -> tuple[str, ...]:
+        """Everybody in these groups, each once, in order of name."""
+        ...
+
     async def refresh(self) -> Candidate | None:
         """Other rules, if there are any that can be used."""
         ...
@@ -132,6 +140,10 @@ class PolicyHolder:
     def person_of(self, spiffe_id: str) -> str:
         """The name of the person behind an identity; empty if it is nobody's."""
         return self._live.rules.person_of(spiffe_id)
+
+    def people_of(self, groups: tuple[str, ...]) -> tuple[str, ...]:
+        """Everybody in these groups, by name."""
+        return self._live.rules.people_of(groups)
 
     async def refresh(self) -> Candidate | None:
         """Other rules, if the files have changed and can be used. Costs a few stat calls while they have not.

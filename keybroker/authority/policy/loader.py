@@ -220,18 +220,20 @@ class _Loader:
         """Refuse a grant that says too little, and a rule of which a part could never fit: it would not do what it looks like."""
         operations = set(rule.operations or get_args(Operation))
         signs = not operations.isdisjoint(_SIGNING)
-        uses_keys = signs or "read-key" in operations
+        uses_keys = signs or not operations.isdisjoint({"read-key", "approve"})
         reads = "read-audit" in operations
         mixed = rule.algorithms and signs and (rule.trails or not _SIGNING.issuperset(rule.operations))
         is_grant = isinstance(rule, Grant)
+        approves = "approve" in rule.operations
         faults = (
+            (is_grant and approves, "operations", "`approve` is granted by a place in a group of a quorum; only a deny can name it"),
             (is_grant and uses_keys and not rule.keys, "keys", "operations on keys need `keys`"),
             (is_grant and signs and not rule.algorithms, "algorithms", "signing needs `algorithms`; there is no default"),
             (is_grant and reads and not rule.trails, "trails", "`read-audit` needs `trails`"),
             (rule.keys and not uses_keys, "keys", "no operation of this rule uses keys"),
             (rule.algorithms and not signs, "algorithms", "no operation of this rule signs"),
             (rule.trails and not reads, "trails", "no operation of this rule reads trails"),
-            (not is_grant and mixed, "algorithms", "reading names no algorithm: write one rule for signing and one for reading"),
+            (not is_grant and mixed, "algorithms", "only signing names an algorithm: write one rule for signing and one for the rest"),
         )
         for is_fault, name, text in faults:
             if is_fault:

@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from keybroker.authority.operations import End
 from keybroker.authority.store import opening
 from keybroker.authority.store.catalog import BLOCK, Catalog, Wanted
 from keybroker.authority.store.facts import entry_of
 from keybroker.authority.store.faults import name_of, unavailable
+from keybroker.authority.store.operation_tables import OperationRow, made_of
 from keybroker.authority.store.sqlite import IdempotentUse
 from keybroker.authority.store.units import UnitTable
 from keybroker.telemetry import logger
@@ -82,6 +84,16 @@ class Page:
 
     leaves: tuple[bytes, ...] = field(repr=False)
     last: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredOperation:
+    """One operation: the leaf of its record, where that is, how it has ended, and the use that redeemed it, or nothing."""
+
+    record: int
+    leaf: bytes = field(repr=False)
+    end: End
+    use: str
 
 
 class Reader:
@@ -194,6 +206,28 @@ class Reader:
         """The index of a use's outcome; -1 if it has none."""
         row = self._first("SELECT idx FROM record WHERE use = ? AND use <> '' AND kind = 'outcome'", (use,))
         return row[0] if row else -1
+
+    def operation(self, operation: str) -> StoredOperation | None:
+        """One operation, or None."""
+        statement = "SELECT operation.record, leaf, ended, operation.use FROM operation JOIN record ON idx = operation.record WHERE id = ?"
+        row = self._first(statement, (operation,))
+        return StoredOperation(row[0], row[1], End(row[2]), row[3]) if row else None
+
+    def operations(self, requester: str, limit: int) -> list[OperationRow]:
+        """The newest operations of one requester; of everybody, if empty."""
+        where, values = ("WHERE requester = ?", (requester,)) if requester else ("", ())
+        statement = f"SELECT * FROM operation {where} ORDER BY id DESC LIMIT ?"  # noqa: S608  constants
+        return [made_of(row) for row in self._rows(statement, (*values, limit))]
+
+    def approvals(self, operation: str) -> list[tuple[int, bytes]]:
+        """The index and the leaf of every approval and refusal of an operation, oldest first."""
+        statement = "SELECT idx, leaf FROM approval JOIN record ON idx = approval.record WHERE operation = ? ORDER BY idx"
+        return [(index, leaf) for index, leaf in self._rows(statement, (operation,))]
+
+    def live_operations(self, now_us: int) -> int:
+        """How many operations have neither ended nor expired."""
+        row = self._first("SELECT count(*) FROM operation WHERE ended = '' AND expires_us > ?", (now_us,))
+        return row[0] if row else 0
 
     def _size(self) -> int:
         row = self._first("SELECT coalesce(max(idx), -1) + 1 FROM record")

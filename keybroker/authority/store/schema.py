@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+from keybroker.authority.store import operation_tables
 from keybroker.errors import StoreError
 
 _RECORD = """
@@ -70,7 +71,7 @@ CREATE TABLE clock (                  -- one row: when the clock was last seen t
     distrusted TEXT NOT NULL          -- what was seen since, until an operator has acknowledged it; empty otherwise
 ) STRICT;
 """
-STEPS = (_RECORD, _LIMITS)
+STEPS = (_RECORD, _LIMITS, operation_tables.TABLES)
 
 
 def require_known(db: sqlite3.Connection, path: Path) -> None:

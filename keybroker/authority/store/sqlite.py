@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from keybroker.authority.store import opening
 from keybroker.authority.store.faults import StoreBrokenError, StoreConflictError, is_fatal, name_of, unavailable
+from keybroker.authority.store.operation_tables import OperationTables
 from keybroker.authority.store.units import UnitTable
 from keybroker.authority.timekeeper import ClockRow
 
@@ -101,6 +102,7 @@ class SqliteStore:
     def __init__(self, connection: sqlite3.Connection, lock: int) -> None:
         self._db = connection
         self._lock = lock
+        self.operations = OperationTables(connection)
         self._frames = 0.0  # in the write-ahead log since the last checkpoint, about
         self._staged = 0  # records of the transaction under way
         self._units = UnitTable(connection)

@@ -18,29 +18,45 @@ from keybroker.model.call import (
     Answer,
     AnyAsk,
     AnyReply,
+    ApprovalView,
+    Approve,
     BatchReply,
     Call,
     Explain,
     ExplainReply,
     KeyReply,
     KeysReply,
+    ListOperations,
+    OperationReply,
+    OperationsReply,
+    Pending,
     Problem,
     PublicVersion,
     QueryRecords,
     RecordsReply,
+    Redeem,
     ShowKey,
+    ShowOperation,
     ShowRecord,
     Sign,
     SignBatch,
     Signed,
+    StageView,
     Whoami,
     WhoamiReply,
 )
 from keybroker.wire import Channel, Listener
+from tests.approvals import SUBJECT
 
 SIGNED = Signed(b"signature", "orders", 1, "ES256", "01J", "example.org/1", 1, 2)
 _SPKI = ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 _VERSION = PublicVersion(1, "ec-p256", "enabled", _SPKI, hashlib.sha256(_SPKI).hexdigest())
+_STAGE = StageView("release/1", 2, ("managers",), ("alice",), is_open=True)
+_APPROVAL = ApprovalView("approve", "release/1", "alice", "spiffe://example.org/human/alice", "2030-01-01T00:00:00Z", 17, counts=True)
+OPERATION = OperationReply(
+    SUBJECT.operation.id, "pending", SUBJECT, "2030-01-01T00:00:00Z", "", (_STAGE,), (_APPROVAL,), "bob", ("release/1",), "", 16
+)
+PENDING = Pending(SUBJECT.operation.id, (_STAGE,), "2030-01-01T00:00:00Z", "")
 KEY = KeyReply("orders", {}, ("ES256",), (_VERSION,))
 
 Answers = Callable[[Call], AnyReply | None]
@@ -67,14 +83,14 @@ class FakeAuthority:
         """What was asked, without who asked."""
         return [call.ask for call in self.calls]
 
-    def allow(self, call: Call) -> AnyReply:  # noqa: PLR0911  one line for each kind of ask
+    def allow(self, call: Call) -> AnyReply:  # noqa: C901, PLR0911  one line for each kind of ask
         """What an authority says that has one key, `orders`, and lets every valid SVID use it."""
         try:
             svid = self.validator.validate(call.chain)
         except SvidInvalidError as err:
             return Problem.of(err)
         match call.ask:
-            case Sign("orders", _, _):
+            case Sign("orders", _, _) | Redeem():
                 return SIGNED
             case SignBatch("orders", items, _, _):
                 return BatchReply((SIGNED,) * len(items))
@@ -84,6 +100,10 @@ class FakeAuthority:
                 return WhoamiReply(str(svid.id), svid.id.trust_domain, svid.sha256, "2030-01-01T00:00:00Z", call.address, (), ())
             case ShowKey("orders"):
                 return KEY
+            case ListOperations():
+                return OperationsReply((OPERATION,), "mark")
+            case ShowOperation() | Approve():
+                return OPERATION
             case QueryRecords() | ShowRecord():
                 return RecordsReply((b'{"v":1}',), "")
             case Sign() | SignBatch() | Explain() | ShowKey():

@@ -147,7 +147,11 @@ def test_answer_to_another_question_is_503_and_nothing_of_it_is_shown(
     served.authority.answers = lambda _call: reply
     assert_outage(only(served.ask(sign(BODY, close=True))))
     (event,) = served.events
-    assert (event["event"], event["got"], event["expected"]) == ("the authority answered another question", type(reply).__name__, "Signed")
+    assert (event["event"], event["got"], event["expected"]) == (
+        "the authority answered another question",
+        type(reply).__name__,
+        "UseReply",
+    )
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

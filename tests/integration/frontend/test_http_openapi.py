@@ -13,7 +13,8 @@ from keybroker.model.call import Problem
 from tests.integration.frontend.served import Answered, Served, request
 
 BODY = {"algorithm": "ES256", "message": "aGk="}
-BODIES = {"SignBody": BODY, "Batch": {"items": [BODY, {"algorithm": "ES256"}]}}
+ENVELOPE = {"payload": "aGk=", "payloadType": "text/plain", "signatures": [{"keyid": "ab" * 32, "sig": "aGk="}]}
+BODIES = {"SignBody": BODY, "Batch": {"items": [BODY, {"algorithm": "ES256"}]}, "Envelope": ENVELOPE, "Redemption": {}}
 METHODS = ["get", "head", "options", "post", "put", "patch", "delete", "trace"]
 
 
@@ -28,7 +29,7 @@ def operations(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]
 
 
 def ask(served: Served, path: str, method: str, operation: dict[str, Any]) -> Answered:
-    target = path.format(key="orders", index=1)
+    target = path.format(key="orders", index=1, operation="01JDGQ4F8M3Z6T9W2X5Y7ABCDE")
     fields, body = [], None
     if "requestBody" in operation:
         (media_type,) = operation["requestBody"]["content"]

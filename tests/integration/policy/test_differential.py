@@ -18,7 +18,7 @@ from keybroker.audit.leaf import canonical
 from keybroker.authority.policy import wasm
 from keybroker.authority.policy.compiler import compile_rules
 from keybroker.authority.policy.engine import ENGINE
-from keybroker.authority.policy.grants import OWN_TRAIL, Deny, Grant, Hours, LimitRule, Operation, Rules
+from keybroker.authority.policy.grants import OWN_TRAIL, Deny, Grant, Hours, LimitRule, Operation, Quorum, Rules, Stage
 from keybroker.authority.policy.wasm import WasmInstance
 from keybroker.model.key import Algorithm
 from tests.policies import OpaServer, default_module, opa_server
@@ -31,7 +31,10 @@ SEGMENTS = ("payments", "api", "ci", "release", "a", "b", "v1.2", "0", "007", "-
 KEYS = ("orders", "release", "a", "0", "1e3", "true", "null")
 NETWORKS = ("office", "lab", "0")
 OPERATIONS = get_args(Operation)
+GRANTED = tuple(name for name in OPERATIONS if name != "approve")
 HOURS = Hours(days="mon", opens="08:00", closes="18:00", zone="UTC", excluded=("2026-12-25",))
+PEOPLE = ("alice", "bob", "carol", "dora", "eve", "0", "null")
+GROUPS = ("managers", "legal", "1e3")
 LIMIT = LimitRule(max=7, window="60s", per="key")
 
 # Text that nobody should send: what is a glob, a quote, a brace, an escape, a number or a variable somewhere, and what looks the same.
@@ -94,10 +97,13 @@ class Maker:
     def rules(self) -> Rules:
         grants = [self.grant(number) for number in range(self.random.choice((0, 3, 10, 30, 60)))]
         denies = [self.deny(number) for number in range(self.random.choice((0, 0, 1, 3, 6)))]
-        return Rules(tuple(grants), tuple(denies), {}, ())
+        identities = list(dict.fromkeys(self.trail() for _ in range(30)))  # each belongs to one person
+        people = {name: tuple(identities[number :: len(PEOPLE)][:3]) for number, name in enumerate(PEOPLE)}
+        groups = {name: self.some(PEOPLE) for name in GROUPS}
+        return Rules(tuple(grants), tuple(denies), {}, (), people, groups)
 
     def grant(self, number: int) -> Grant:
-        operations = self.some(OPERATIONS)
+        operations = self.some(GRANTED)
         signs = not {"sign", "sign-digest"}.isdisjoint(operations)
         return Grant(
             id=self.name("g", number),
@@ -110,8 +116,13 @@ class Maker:
             not_after=self.random.choice(("2027-06-30T00:00:00Z", msgspec.UNSET)),
             hours=self.maybe((HOURS,), 0.3) if signs else (),
             limits=self.maybe((LIMIT, msgspec.structs.replace(LIMIT, per="grant")), 0.3) if signs else (),
+            quorum=self.quorum() if signs and self.random.random() < 0.4 else msgspec.UNSET,
             observe_only=self.random.random() < 0.2,
         )
+
+    def quorum(self) -> Quorum:
+        stages = tuple(Stage(approvals=self.random.randint(1, 3), of=self.some(GROUPS)) for _ in range(self.random.randint(1, 2)))
+        return Quorum(stages=stages, expires="60s", cool_off="5s")
 
     def deny(self, number: int) -> Deny:
         return Deny(
@@ -160,6 +171,19 @@ class Maker:
             "reason": self.text("", "because", hostile=0.5),
         }  # fmt: skip
 
+    def approval(self, rules: Rules) -> dict[str, Any]:
+        """Somebody who is in the rules, or nearly, wants to approve something that is in them, or nearly."""
+        asked = self.request() | {"operation": self.text("approve"), "algorithm": self.text("", "ES256")}
+        caller = self.random.choice([each for identities in rules.people.values() for each in identities])
+        domain, *path = caller.removeprefix("spiffe://").split("/")
+        asked["caller"] |= {"spiffe_id": caller, "trust_domain": domain, "path": path}
+        demanding = [each for each in rules.grants if isinstance(each.quorum, Quorum)]
+        grant = self.random.choice(demanding) if demanding and self.random.random() < 0.7 else None
+        workload = self.random.choice(grant.workloads).replace("**", "a/b").replace("*", "a") if grant else self.trail()
+        key = self.random.choice(grant.keys) if grant else self.text(*self.keys)
+        asked["target"] = {"kind": self.text("key"), "id": key, "workload": self.text(workload, hostile=0.03)}
+        return asked
+
     def trail(self) -> str:
         domain, path = self.identity()
         return "/".join((f"spiffe://{domain}", *path))
@@ -195,7 +219,7 @@ def test_embedded_engine_server_and_model_agree_on_every_request(server: OpaServ
     instance = WasmInstance(default_module(), data)
     server.load(data)
     for number in range(REQUESTS):
-        request = maker.request()
+        request = maker.approval(rules) if number % 4 == 0 else maker.request()
         asked = canonical(request)
         embedded, served = both(server, instance, asked)
         where = f"seed {seed}, request {number}: {asked.decode()}"
@@ -204,7 +228,7 @@ def test_embedded_engine_server_and_model_agree_on_every_request(server: OpaServ
         assert embedded["policy"] == digest, where
         assert [each["grant"] for each in embedded["obligations"]] == embedded["grants"], where
         by_id = {grant.id: grant for grant in rules.grants} | {OWN_TRAIL: Grant(id=OWN_TRAIL, workloads=(), operations=())}
-        assert embedded["obligations"] == [demanded(by_id[name], request["operation"]) for name in embedded["grants"]], where
+        assert embedded["obligations"] == [demanded(rules, by_id[name], request["operation"]) for name in embedded["grants"]], where
         assert len(set(embedded["grants"])) == len(embedded["grants"]), where
 
 
@@ -225,13 +249,15 @@ def test_requests_of_the_comparison_reach_every_verdict_and_every_reason() -> No
     for seed in SEEDS:
         maker = Maker(seed)
         rules = maker.rules()
-        for _ in range(REQUESTS):
-            answer = expected(rules, maker.request())
+        for number in range(REQUESTS):
+            request = maker.approval(rules) if number % 4 == 0 else maker.request()
+            answer = expected(rules, request)
+            seen.update(["approver"] if answer.allow and request["operation"] == "approve" else [])
             seen.update(["allow"] if answer.allow else {reason.split(":")[0] for reason in answer.reasons})
             seen.update(["two grants"] if len(answer.grants) > 1 else [])
             seen.update(["own-trail"] if "own-trail" in answer.grants else [])
     kinds = ("allow", "no-grant", "operation-not-granted", "algorithm-not-granted", "network-not-granted", "denied-by", "own-trail")
-    rare = {name: seen[name] for name in (*kinds, "two grants") if seen[name] < 100}
+    rare = {name: seen[name] for name in (*kinds, "two grants", "approver") if seen[name] < 100}
     assert not rare, seen
 
 

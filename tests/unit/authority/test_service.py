@@ -30,7 +30,7 @@ from keybroker.errors import (
     SelfCheckError,
     SvidInvalidError,
 )
-from keybroker.model.call import Explain, Problem, Sign, SignBatch, Signed
+from keybroker.model.call import Explain, Pending, Problem, Sign, SignBatch, Signed
 from keybroker.model.decision import NO_GRANT, Verdict
 from keybroker.model.key import Algorithm
 from keybroker.model.request import SignBody
@@ -45,6 +45,11 @@ def ask(**changes: Any) -> Sign:
     return Sign("orders", **({"body": BODY} | changes))
 
 
+def released(reply: Signed | Pending) -> Signed:
+    assert isinstance(reply, Signed)
+    return reply
+
+
 def with_broker(tmp_path: Path, test: Callable[[FakeBroker], Awaitable[None]]) -> None:
     async def main() -> None:
         async with fake_broker(tmp_path) as broker:
@@ -56,7 +61,7 @@ def with_broker(tmp_path: Path, test: Callable[[FakeBroker], Awaitable[None]]) -
 
 def test_sign_releases_a_good_signature_with_intent_and_outcome_on_record(tmp_path: Path) -> None:
     async def test(broker: FakeBroker) -> None:
-        signed = await broker.service.sign(broker.asker, ask())
+        signed = released(await broker.service.sign(broker.asker, ask()))
         digest = hashlib.sha256(MESSAGE).digest()
         assert verifies(Check(broker.tokens.spki, Algorithm.ES256, digest, signed.signature))
         intent, outcome = broker.records()
@@ -76,7 +81,9 @@ def test_sign_releases_a_good_signature_with_intent_and_outcome_on_record(tmp_pa
 
 def test_sign_releases_p1363_when_asked(tmp_path: Path) -> None:
     async def test(broker: FakeBroker) -> None:
-        signed = await broker.service.sign(broker.asker, ask(body=SignBody(algorithm=Algorithm.ES256, message=MESSAGE, format="p1363")))
+        signed = released(
+            await broker.service.sign(broker.asker, ask(body=SignBody(algorithm=Algorithm.ES256, message=MESSAGE, format="p1363")))
+        )
         assert len(signed.signature) == 64
         assert broker.records()[1]["signature_sha256"] == hashlib.sha256(signed.signature).hexdigest()
 
@@ -323,8 +330,9 @@ def test_hsm_unavailable_before_the_intent_is_a_recorded_denial(tmp_path: Path) 
 @pytest.mark.case(20)
 def test_same_idempotency_key_and_body_get_the_same_use_when_asked_at_once_or_later(tmp_path: Path) -> None:
     async def test(broker: FakeBroker) -> None:
-        first, *others = await asyncio.gather(*(broker.service.sign(broker.asker, ask(idempotency_key="k1")) for _ in range(8)))
-        later = await broker.service.sign(broker.asker, ask(idempotency_key="k1"))
+        replies = await asyncio.gather(*(broker.service.sign(broker.asker, ask(idempotency_key="k1")) for _ in range(8)))
+        first, *others = map(released, replies)
+        later = released(await broker.service.sign(broker.asker, ask(idempotency_key="k1")))
         assert all(other == first for other in [*others, later])
         kinds = broker.kinds()
         assert (kinds.count("intent"), kinds.count("signed"), kinds.count("read")) == (1, 1, 8)
@@ -362,7 +370,7 @@ def test_retry_of_an_unknown_use_is_one_new_intent_that_names_it(tmp_path: Path)
         with pytest.raises(HsmTimeoutError):
             await broker.service.sign(broker.asker, ask(idempotency_key="k1"))
         broker.tokens.fault = None
-        signed = await broker.service.sign(broker.asker, ask(idempotency_key="k1"))
+        signed = released(await broker.service.sign(broker.asker, ask(idempotency_key="k1")))
         lost, _, retry, _ = broker.records()
         assert retry["retry_of"] == lost["use"] != signed.use == retry["use"]
 
@@ -372,11 +380,11 @@ def test_retry_of_an_unknown_use_is_one_new_intent_that_names_it(tmp_path: Path)
 def test_idempotency_key_survives_a_restart(tmp_path: Path) -> None:
     async def main() -> None:
         async with fake_broker(tmp_path) as broker:
-            first = await broker.service.sign(broker.asker, ask(idempotency_key="k1"))
+            first = released(await broker.service.sign(broker.asker, ask(idempotency_key="k1")))
         async with fake_broker(tmp_path) as broker:
             assert await broker.service.sign(broker.asker, ask(idempotency_key="k1")) == first
             broker.clock.time_us += 25 * 3600 * 1_000_000
-            later = await broker.service.sign(broker.asker, ask(idempotency_key="k1", body=BODY))
+            later = released(await broker.service.sign(broker.asker, ask(idempotency_key="k1", body=BODY)))
             assert later.use != first.use
 
     asyncio.run(main())

@@ -76,7 +76,7 @@ ANSWERS = {
     "not after, no time": duty('"not_after": ""', '"not_after": "tomorrow"'),
     "limits, none": duty('"limits": []', f'"limits": [{LIMIT}]'.replace("1,", "0,")),
     "limits, incomplete": duty('"limits": []', '"limits": [{"max": 1}]'),
-    "quorum": duty('"quorum": []', f'"quorum": [{STAGE}]'),
+    "quorum without an end": duty('"quorum": []', f'"quorum": [{STAGE}]'),
     "quorum of none": duty('"quorum": []', f'"quorum": [{STAGE}]'.replace("1", "0")),
     "quorum, incomplete": duty('"quorum": []', '"quorum": [{"approvals": 2}]'),
     "cool-off": duty('"cool_off_s": 0', '"cool_off_s": 1'),

@@ -64,7 +64,7 @@ NO_SUCH = (
     "unknown field; there are `id`, `workloads`, `operations`, `keys`, `algorithms`, `trails`, `networks`, `not_before`, `not_after`,"
     " `hours`, `limits`, `quorum`, `observe_only`"
 )
-OPERATIONS = "there are sign, sign-digest, read-key, read-audit"
+OPERATIONS = "there are sign, sign-digest, read-key, read-audit, approve"
 ALGORITHMS = f"there are {', '.join(each.value for each in Algorithm)}"
 
 
@@ -115,7 +115,8 @@ ALGORITHMS = f"there are {', '.join(each.value for each in Algorithm)}"
         (edited("keys: [orders]", "keys:\n    - release\n    - 7"), "a.yaml:6: grants[0].keys[1]: expected `str`, got `int`"),
         # operations and algorithms
         (edited("[sign]", "[sign, sing]"), f"a.yaml:5: grants[0].operations[1]: invalid enum value 'sing'; {OPERATIONS}"),
-        (edited("[sign]", "[approve]"), f"a.yaml:5: grants[0].operations[0]: invalid enum value 'approve'; {OPERATIONS}"),
+        (edited("[sign]", "[sign, approve]"),
+         "a.yaml:5: grants[0].operations: `approve` is granted by a place in a group of a quorum; only a deny can name it"),
         (edited("[ES256]", "[HS256]"), f"a.yaml:6: grants[0].algorithms[0]: invalid enum value 'HS256'; {ALGORITHMS}"),
         (edited("[ES256]", "[none]"), f"a.yaml:6: grants[0].algorithms[0]: invalid enum value 'none'; {ALGORITHMS}"),
         (edited("[ES256]", "[yes]"), f"a.yaml:6: grants[0].algorithms[0]: invalid enum value 'yes'; {ALGORITHMS}"),
@@ -135,9 +136,9 @@ ALGORITHMS = f"there are {', '.join(each.value for each in Algorithm)}"
         (deny("operations: [read-key], algorithms: [RS256]"), "a.yaml:2: denies[0].algorithms: no operation of this rule signs"),
         (deny("operations: [sign], trails: ['**']"), "a.yaml:2: denies[0].trails: no operation of this rule reads trails"),
         (deny("operations: [sign, read-key], algorithms: [RS256]"),
-         "a.yaml:2: denies[0].algorithms: reading names no algorithm: write one rule for signing and one for reading"),
+         "a.yaml:2: denies[0].algorithms: only signing names an algorithm: write one rule for signing and one for the rest"),
         (deny("trails: ['**'], algorithms: [RS256]"),
-         "a.yaml:2: denies[0].algorithms: reading names no algorithm: write one rule for signing and one for reading"),
+         "a.yaml:2: denies[0].algorithms: only signing names an algorithm: write one rule for signing and one for the rest"),
         # networks
         (edited("[sign]", "[sign]\n    networks: [lab]"), "a.yaml:6: no network is named 'lab'; define it under `networks`"),
         (deny("networks: [lab]"), "a.yaml:2: no network is named 'lab'; define it under `networks`"),
