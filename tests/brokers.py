@@ -204,16 +204,23 @@ def authority_config(state: Path) -> AuthorityConfig:
 
 @contextlib.asynccontextmanager
 async def fake_broker(
-    state: Path, clock: FixedClock | None = None, *, real_rules: Any = None, real_validator: Any = None
+async def fake_broker(
+    state: Path,
+    clock: FixedClock | None = None,
+    *,
+    real_rules: Any = None,
+    real_validator: Any = None,
+    tokens: FakeTokens | None = None,
 ) -> AsyncIterator[FakeBroker]:
     """A broker on a fresh or existing state directory; closed when the block is left.
 
     Args:
         real_rules: in the place of fake ones.
         real_validator: in the place of the fake one, made for a clock.
+        tokens: of a broker that ran on this directory before.
     """
     clock = clock or FixedClock()
-    generation, tokens = Generation(), FakeTokens()
+    generation, tokens = Generation(), tokens or FakeTokens()
     rules = real_rules or FakeRules()
     store = SqliteStore.open(state)
     broken: list[StoreBrokenError] = []
