@@ -204,7 +204,6 @@ def authority_config(state: Path) -> AuthorityConfig:
 
 @contextlib.asynccontextmanager
 async def fake_broker(
-async def fake_broker(
     state: Path,
     clock: FixedClock | None = None,
     *,

@@ -25,7 +25,7 @@ from keybroker.authority.store.reader import Reader, StoredOperation
 from keybroker.authority.timekeeper import Timekeeper
 from keybroker.authority.uses import KeyUse
 from keybroker.clock import from_rfc3339, to_rfc3339
-from keybroker.errors import ApprovalStaleError, InvalidError, RefusalError
+from keybroker.errors import ApprovalStaleError, ClockUntrustedError, InvalidError, RefusalError
 from keybroker.model.approval import Subject, SubjectContent, SubjectDigest, SubjectKey, SubjectOperation
 from keybroker.model.call import Pending, StageView
 from keybroker.model.decision import Decision, Obligation
@@ -128,11 +128,12 @@ class Quorum:
         """Put an operation on record.
 
         Raises:
+            ClockUntrustedError: nobody knows when it would end.
             RateLimitedError: as many of this workload wait already as may.
             InvalidError: what is asked for is too large to be approved by so many.
             StaleGenerationError, AuditUnavailableError: nothing is on record.
         """
-        now_us = self._timekeeper.look().time_us
+        now_us = self._trusted_time()
         made = self._operation(request, decision, now_us)
         held = standing(made, (), End.NONE, now_us)
         answer = pending(made, held)
@@ -154,9 +155,10 @@ class Quorum:
         Raises:
             ApprovalConsumedError, ApprovalExpiredError, DeniedError: the operation has ended.
             ApprovalStaleError: the rules or the key are not those that were approved.
+            ClockUntrustedError: nobody knows whether it has ended.
         """
+        now_us = self._trusted_time()
         known = self.find(operation)
-        now_us = self._timekeeper.look().time_us
         if known is None:
             raise ApprovalStaleError("The operation is not on record any more; ask again.")
         made = known.operation
@@ -191,6 +193,18 @@ class Quorum:
         """The same operation, as it stands now."""
         known = self.find(answer.operation)
         return pending(known.operation, known.standing) if known else answer
+
+    def _trusted_time(self) -> int:
+        """Now: an operation lasts for a time and cools off for a time, and whoever sets the clock must not be able to stretch either.
+
+        Raises:
+            ClockUntrustedError: nobody knows what time it is.
+        """
+        moment = self._timekeeper.look()
+        if moment.distrusted:
+            msg = "The broker's clock cannot be trusted now, and a quorum depends on it; its operator has to look."
+            raise ClockUntrustedError(msg, retry_after=60)
+        return moment.time_us
 
     def _operation(self, request: KeyUse, decision: Decision, now_us: int) -> Operation:
         """What a request becomes that needs approvals.

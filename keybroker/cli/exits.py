@@ -73,7 +73,7 @@ _CURES: dict[type[errors.KeyBrokerError], str] = {
     PendingError: "approvers run `keybroker operations approve`; then run `keybroker operations redeem`, with --wait if you like",
     errors.IdempotencyMismatchError: "give each new request its own idempotency key",
     errors.InProgressError: "ask again with the same idempotency key",
-    errors.RateLimitedError: "wait; `keybroker sign --explain --json` shows what is left of each limit, `keybroker operations list` what waits",
+    errors.RateLimitedError: "wait; `keybroker sign --explain` shows what is left of each limit, `keybroker operations list` what waits",
     errors.ClockUntrustedError: "tell whoever runs the broker: `keybroker clock show` says what happened",
     errors.OverloadedError: _TRY_AGAIN,
     errors.HsmUnavailableError: _TRY_AGAIN,

@@ -154,7 +154,7 @@ def test_answer_given_again_takes_no_unit(tmp_path: Path) -> None:
     async def test(broker: FakeBroker) -> None:
         first = await broker.service.sign(broker.asker, ask(0, "key-1"))
         for _ in range(5):
-            assert (await broker.service.sign(broker.asker, ask(0, "key-1"))).use == first.use
+            assert await broker.service.sign(broker.asker, ask(0, "key-1")) == first
         assert [await signs(broker, number) for number in range(3)] == [True, True, False]
 
     with_demands(tmp_path, test, demand(limits=(MINUTE,)))

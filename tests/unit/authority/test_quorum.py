@@ -22,6 +22,7 @@ from keybroker.errors import (
     ApprovalMismatchError,
     ApprovalStaleError,
     AuditUnavailableError,
+    ClockUntrustedError,
     DeniedError,
     HsmTimeoutError,
     IdempotencyMismatchError,
@@ -432,6 +433,21 @@ def test_quorums_of_all_grants_that_match_must_be_complete(tmp_path: Path) -> No
 # Redeeming
 
 
+@pytest.mark.case(39)
+def test_nothing_is_asked_for_or_redeemed_while_the_clock_is_distrusted(tmp_path: Path) -> None:
+    async def test(world: Quorums) -> None:
+        operation = await world.ready()
+        world.broker.clock.jump(-60_000_000)
+        with pytest.raises(ClockUntrustedError):
+            await world.redeem(operation)
+        with pytest.raises(ClockUntrustedError):
+            await world.ask()
+        assert [record["body"]["code"] for record in world.of_kind("denial")] == ["clock-untrusted"] * 2
+        assert world.broker.tokens.signed == 0
+
+    run(tmp_path, test)
+
+
 @pytest.mark.case(34)
 def test_operation_is_redeemed_once(tmp_path: Path) -> None:
     async def test(world: Quorums) -> None:
@@ -564,9 +580,10 @@ def test_svid_that_expires_after_the_approval_voids_nothing(tmp_path: Path) -> N
         grants("{approvals: 2, of: [managers, legal], expires: 1h}"),
         grants(LEGAL_THEN_TWO),
         grants(more='  - {id: more, workloads: ["**"], keys: [orders], operations: [sign-digest], algorithms: [ES256]}\n'),
+        grants().replace("    quorum", "    not_after: 2099-01-01T00:00:00Z\n    quorum"),
         grants().replace(f"    quorum: {'{approvals: 2, of: [managers], expires: 1h}'}\n", ""),
     ],
-    ids=["stricter", "looser", "cool-off", "longer", "more groups", "stages", "another grant", "no quorum"],
+    ids=["stricter", "looser", "cool-off", "longer", "more groups", "stages", "another grant", "end of grant", "no quorum"],
 )
 def test_change_of_what_applied_makes_it_stale(tmp_path: Path, changed: str) -> None:
     async def test(world: Quorums) -> None:
