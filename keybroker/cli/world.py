@@ -140,7 +140,7 @@ def _fill(directory: Path, plan: WorldPlan) -> World:
     for name, identity in plan.identities.items():
         _write(directory / "svids" / f"{name}.pem", ca.svid(identity, name, now, is_on_loopback=name == _BROKER), is_private=True)
     _write(directory / "grants" / "development.yaml", world_text.grants(TRUST_DOMAIN))
-    _write(directory / "grants" / "release.yaml.off", world_text.release_grant(TRUST_DOMAIN))
+    _write(directory / "grants" / "release.yaml", world_text.release_grant(TRUST_DOMAIN))
     _write(directory / "denied.yaml", world_text.deny_list(TRUST_DOMAIN))
     token = make_token(directory, plan.keys, log=world_text.log_origin(TRUST_DOMAIN))
     service, operations = _free_ports(2)

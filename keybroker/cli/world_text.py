@@ -26,8 +26,7 @@ grants:
 """
 
 _RELEASE = """\
-# Off, because this version has no quorums yet: a grant that asks for one is refused, never half obeyed.
-# Two of three people must approve before ci-release may sign.
+# Two of three people must approve each use before ci-release may sign.
 grants:
   - id: release
     workloads: ["spiffe://DOMAIN/ci/release"]
@@ -94,7 +93,7 @@ def grants(domain: str) -> str:
 
 
 def release_grant(domain: str) -> str:
-    """The grant that waits for quorums."""
+    """The grant that demands a quorum."""
     return _RELEASE.replace("DOMAIN", domain)
 
 

@@ -21,7 +21,7 @@ from tests.worlds import PROGRAM, World, clean_environment, make_world, served
 
 FILES = {
     "keybroker.yaml": 0o644, "ca.pem": 0o644, "ca-key.pem": 0o600, "bundle.pem": 0o644, "pin": 0o600, "softhsm2.conf": 0o600,
-    "grants/development.yaml": 0o644, "grants/release.yaml.off": 0o644, "log.vkey": 0o644, "denied.yaml": 0o644,
+    "grants/development.yaml": 0o644, "grants/release.yaml": 0o644, "log.vkey": 0o644, "denied.yaml": 0o644,
 }  # fmt: skip
 IDENTITIES = {
     "payments-api": "payments/api", "ci-release": "ci/release", "alice": "human/alice", "bob": "human/bob", "carol": "human/carol",
@@ -97,7 +97,7 @@ def test_configuration_is_relative_and_its_ports_are_free(made: World) -> None:
 def test_development_grants_leave_quorums_off(made: World) -> None:
     assert made.run("check", "--config", str(made.config_file)).returncode == 0
     assert "quorum" not in (made.directory / "grants" / "development.yaml").read_text()
-    assert "quorum" in (made.directory / "grants" / "release.yaml.off").read_text()
+    assert "quorum" in (made.directory / "grants" / "release.yaml").read_text()
 
 
 def test_what_it_says_can_be_copied_and_pasted(tmp_path: Path) -> None:
