@@ -31,7 +31,7 @@ Workload = Annotated[
     ),
 ]
 KeyName = Annotated[str, typer.Option("--key", metavar="NAME", help="Only records about this key.")]
-KeyVersion = Annotated[int, typer.Option("--key-version", metavar="N", min=1, help="With --key: only this version.")]
+KeyVersion = Annotated[int, typer.Option("--key-version", metavar="N", min=0, help="With --key: only this version.")]
 AlgorithmName = Annotated[Algorithm | None, typer.Option("--alg", help="Only requests for this algorithm.")]
 Grant = Annotated[str, typer.Option("--grant", metavar="ID", help="Only what this grant allowed.")]
 Svid = Annotated[str, typer.Option("--serial", metavar="HEX", help="Only what this certificate asked for, by its serial number.")]
