@@ -84,7 +84,7 @@ def sandbox(config: AuthorityConfig, telemetry: TelemetryConfig) -> Sandbox:
     return Sandbox(reads=reads, writes=(config.state, config.socket.parent, *own_temporary()), connects=connects)
 
 
-async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
+async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  # noqa: PLR0915  one line for each part, in order
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
