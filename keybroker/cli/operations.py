@@ -46,7 +46,7 @@ class FileDiffersError(KeyBrokerError):
 def list_(
     state: Annotated[State | None, typer.Option("--state", help="Only operations in this state.")] = None,
     is_watched: Annotated[bool, typer.Option("--watch", "-w", help="Go on with what is new or changes, until interrupted.")] = False,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=1_000, help="At most so many operations.")] = 100,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=100, help="At most so many operations.")] = 100,
     as_json: Json = False,
     url: Url = "",
     svid: SvidFile = "",
