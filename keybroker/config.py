@@ -14,6 +14,7 @@ import msgspec
 
 from keybroker.errors import ConfigError
 from keybroker.model.key import KEY_NAME
+from keybroker.model.message_signature import is_target
 from keybroker.model.pkcs11_uri import Pkcs11Uri
 from keybroker.yaml_document import YamlDocument
 
@@ -175,6 +176,20 @@ class ShadowConfig(Section, frozen=True, kw_only=True):
     policy: Path | None = None
 
 
+class NoticesConfig(Section, frozen=True, kw_only=True):
+    """How the authority lets approvers be told.
+
+    Attributes:
+        socket: where it listens for the courier.
+        courier_user: the user that the courier runs as; the authority's own if absent.
+        token: the name of the token in `authority.tokens` that holds the key of notices.
+    """
+
+    socket: Path
+    courier_user: str = ""
+    token: str
+
+
 class AuthorityConfig(Section, frozen=True, kw_only=True):
     """The room that decides and records.
 
@@ -191,6 +206,7 @@ class AuthorityConfig(Section, frozen=True, kw_only=True):
         keys: by name.
         checkpoints: how the log is signed; without it, it is not.
         shadow: a candidate that decides beside the live policy; none if absent.
+        notices: how approvers are told; without it, they have to look.
         allow_nonconforming_svids: rules of X.509-SVID sections 4.3 and 4.4 that issuers break and this broker lets pass.
         max_clock_gap_s: how long the broker may have been away over a boot of the host before its clock has to be acknowledged.
     """
@@ -206,6 +222,7 @@ class AuthorityConfig(Section, frozen=True, kw_only=True):
     tokens: dict[str, TokenLink]
     keys: dict[str, KeyConfig]
     checkpoints: CheckpointsConfig | None = None
+    notices: NoticesConfig | None = None
     allow_nonconforming_svids: tuple[str, ...] = ()
     max_clock_gap_s: int = 86_400
     shadow: ShadowConfig | None = None
@@ -225,6 +242,13 @@ class LogKeyConfig(Section, frozen=True, kw_only=True):
     id: str = ""
 
 
+class NoticeKeyConfig(Section, frozen=True, kw_only=True):
+    """The key that signs notices and does nothing else: P-256. CKA_LABEL and CKA_ID (hex) of its private key; at least one is given."""
+
+    object: str = ""
+    id: str = ""
+
+
 class TokenConfig(Section, frozen=True, kw_only=True):
     """One PKCS#11 token.
 
@@ -234,6 +258,7 @@ class TokenConfig(Section, frozen=True, kw_only=True):
         deadline_ms: a worker whose call takes longer is killed.
         module_environment: variables that the module reads its own configuration from; values are paths.
         log: the key of the transparency log, if it is in this token.
+        notices: the key that signs notices, if it is in this token.
     """
 
     uri: Pkcs11Uri
@@ -241,6 +266,7 @@ class TokenConfig(Section, frozen=True, kw_only=True):
     deadline_ms: int = 5_000
     module_environment: dict[str, Path] = {}
     log: LogKeyConfig | None = None
+    notices: NoticeKeyConfig | None = None
 
 
 class HsmConfig(Section, frozen=True, kw_only=True):
@@ -253,6 +279,36 @@ class HsmConfig(Section, frozen=True, kw_only=True):
 
     authority_user: str = ""
     tokens: dict[str, TokenConfig]
+
+
+class HookConfig(Section, frozen=True, kw_only=True):
+    """One receiver of notices.
+
+    Attributes:
+        url: `https://HOST[:PORT]/PATH`, lower-case host.
+        ca: PEM file with the only authorities to believe about it; the system's if absent.
+        deadline_ms: for one attempt.
+    """
+
+    url: str
+    ca: Path | None = None
+    deadline_ms: int = 10_000
+
+
+class CourierConfig(Section, frozen=True, kw_only=True):
+    """The room that tells approvers.
+
+    Attributes:
+        authority: the authority's socket for the courier.
+        authority_user: the user that the authority runs as; the courier's own if absent.
+        state: directory of what is still to be delivered.
+        hooks: by name.
+    """
+
+    authority: Path
+    authority_user: str = ""
+    state: Path
+    hooks: dict[str, HookConfig]
 
 
 class TelemetryConfig(Section, frozen=True, kw_only=True):
@@ -277,6 +333,7 @@ class Config(Section, frozen=True, kw_only=True):
     frontend: FrontendConfig | None = None
     authority: AuthorityConfig | None = None
     hsm: HsmConfig | None = None
+    courier: CourierConfig | None = None
     telemetry: TelemetryConfig = TelemetryConfig()
 
 
@@ -333,6 +390,10 @@ def _check(document: YamlDocument, config: Config) -> None:
         _require(document, (*place, "deadline_ms"), "between 10 and 9000", holds=10 <= token.deadline_ms <= 9_000)
         if token.log:
             _check_log_key(document, (*place, "log"), token.log)
+        if token.notices:
+            _check_notice_key(document, (*place, "notices"), token.notices)
+    if config.courier:
+        _check_courier(document, config.courier)
 
 
 def _check_telemetry(document: YamlDocument, telemetry: TelemetryConfig) -> None:
@@ -360,6 +421,9 @@ def _check_authority(document: YamlDocument, authority: AuthorityConfig) -> None
         _check_checkpoints(document, (*top, "checkpoints"), authority, authority.checkpoints)
     _require(document, (*top, "max_clock_gap_s"), "between 1 and 31622400", holds=1 <= authority.max_clock_gap_s <= 31_622_400)
     _check_policy(document, authority)
+    if authority.notices:
+        is_known = authority.notices.token in authority.tokens
+        _require(document, (*top, "notices", "token"), "no such token under authority.tokens", holds=is_known)
     for name, link in authority.tokens.items():
         _check_token(document, (*top, "tokens", name), link.sockets)
         _require(document, (*top, "tokens", name, "deadline_ms"), "between 10 and 10000", holds=10 <= link.deadline_ms <= 10_000)
@@ -408,6 +472,20 @@ def _check_policy(document: YamlDocument, authority: AuthorityConfig) -> None:
         _require(document, (*place, "keys"), "at least one; a bundle that nobody signed is not taken", holds=bool(policy.bundle.keys))
         is_bounded = 200 <= policy.bundle.poll_ms <= 3_600_000
         _require(document, (*place, "poll_ms"), "between 200 and 3600000", holds=is_bounded)
+
+
+def _check_notice_key(document: YamlDocument, place: Place, key: NoticeKeyConfig) -> None:
+    _require(document, place, "give `object` (CKA_LABEL), `id` (CKA_ID, hex) or both", holds=bool(key.object or key.id))
+    _require(document, (*place, "id"), "must be hex", holds=bool(_HEX.fullmatch(key.id)))
+
+
+def _check_courier(document: YamlDocument, courier: CourierConfig) -> None:
+    _require(document, ("courier", "hooks"), "name at least one", holds=bool(courier.hooks))
+    for name, hook in courier.hooks.items():
+        place = ("courier", "hooks", name)
+        _require(document, place, "lower-case letters, digits and -, at most 32", holds=bool(_TOKEN_NAME.fullmatch(name)))
+        _require(document, (*place, "url"), "https://HOST[:PORT]/PATH, in lower case, without :443", holds=is_target(hook.url))
+        _require(document, (*place, "deadline_ms"), "between 100 and 60000", holds=100 <= hook.deadline_ms <= 60_000)
 
 
 def _check_token(document: YamlDocument, place: Place, sockets: tuple[Path, ...]) -> None:

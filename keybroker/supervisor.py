@@ -1,6 +1,6 @@
 """Starts the rooms on one host, brings a dead one back, and stops them in order.
 
-Each room is a process of its own, started as `keybroker hsm|authority|frontend`, exactly as systemd would. The supervisor holds
+Each room is a process of its own, started as `keybroker hsm|authority|frontend|courier`, exactly as systemd would. The supervisor holds
 no secret and opens no socket but one to ask `/readyz`. Standard output carries one line, `ready https://ADDRESS:PORT`.
 """
 
@@ -64,7 +64,7 @@ class _Supervisor:
     def __init__(self, config_path: Path, config: configuration.Config) -> None:
         self._config_path = config_path.resolve()
         self._config = config
-        self._rooms = [_Room(name) for name in ROOMS]
+        self._rooms = [_Room(name) for name in (*ROOMS, *(("courier",) if config.courier else ()))]
         self._stop = asyncio.Event()
         self._status = 0
 

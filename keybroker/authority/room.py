@@ -8,6 +8,7 @@ import hashlib
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
 
 import msgspec
 import uvloop
@@ -22,6 +23,7 @@ from keybroker.authority.hours import zones_digest
 from keybroker.authority.journal import Entry, Journal
 from keybroker.authority.keyring import Keyring
 from keybroker.authority.metrics import AuthorityMetrics
+from keybroker.authority.notices import NoticeDesk
 from keybroker.authority.operation_desk import OperationDesk
 from keybroker.authority.policy import loading
 from keybroker.authority.policy.holder import BUILT_IN
@@ -37,13 +39,14 @@ from keybroker.authority.store.sqlite import SqliteStore
 from keybroker.authority.timekeeper import Timekeeper
 from keybroker.authority.tokens import TokenPool
 from keybroker.authority.watch import Watch
-from keybroker.clock import SystemClock
+from keybroker.clock import Clock, SystemClock
 from keybroker.config import AuthorityConfig, Config, TelemetryConfig
 from keybroker.errors import AuditUnavailableError, ConfigError, StoreError, WireError
 from keybroker.identity.bundle import TrustBundles
 from keybroker.identity.deny_list import DenyList
 from keybroker.identity.x509_svid import SvidValidator
 from keybroker.model.call import MAX_CALL_BYTES, Answer, Call, HealthReply
+from keybroker.model.notice import MAX_NOTICE_CALL_BYTES, NoticeAnswer, NoticeCall
 from keybroker.model.record import Draft, RecordKind
 from keybroker.process import EXIT_CONFIG, EXIT_STORE, collect_seldom, harden, uid_of
 from keybroker.sandbox import Sandbox, around, own_temporary, python_paths
@@ -76,12 +79,13 @@ def run(config: Config) -> int:
 
 
 def sandbox(config: AuthorityConfig, telemetry: TelemetryConfig) -> Sandbox:
-    """What this room may touch: its state, its socket, and what it was told to trust. No PIN, no network but where it was told to ask."""
+    """What this room may touch: its state, its sockets, and what it was told to trust. No PIN, no network but where it was told to ask."""
     rules = loading.touches(config)
     shadow = (config.shadow.grants, *around(config.shadow.policy)) if config.shadow else ()
     reads = (*python_paths(), *around(*config.bundles.values(), config.deny_list, BUILT_IN), *rules.reads, *shadow)
+    sockets = (config.socket.parent, *((config.notices.socket.parent,) if config.notices else ()))
     connects = (*export_port(telemetry), *rules.ports)
-    return Sandbox(reads=reads, writes=(config.state, config.socket.parent, *own_temporary()), connects=connects)
+    return Sandbox(reads=reads, writes=(config.state, *sockets, *own_temporary()), connects=connects)
 
 
 async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  # noqa: PLR0915  one line for each part, in order
@@ -171,7 +175,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  
     background = [asyncio.ensure_future(each.run()) for each in (security, denials, watch, clock_watch, reads, shadow)]
     listener = Listener[Call, Answer](config.socket, uid_of(config.frontend_user), Call, MAX_CALL_BYTES, desk.on_call, desk.on_end)
     collect_seldom()
-    async with listener.serving():
+    async with listener.serving(), _telling(config, tokens, clock):
         await stop.wait()
     quorum.changes.close()
     await desk.drain(DRAIN_SECONDS)
@@ -190,6 +194,22 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  
     idempotency.close()
     journal.close()
     await asyncio.to_thread(tracer.stop)
+
+
+@contextlib.asynccontextmanager
+async def _telling(config: AuthorityConfig, tokens: TokenPool, clock: Clock) -> AsyncIterator[None]:
+    """Listen for the courier, if there is to be one."""
+    if config.notices is None:
+        yield
+        return
+    desk = NoticeDesk(config.notices.token, tokens, Reader(config.state), clock)
+    place, uid = config.notices.socket, uid_of(config.notices.courier_user)
+    listener = Listener[NoticeCall, NoticeAnswer](place, uid, NoticeCall, MAX_NOTICE_CALL_BYTES, desk.on_call, desk.on_end)
+    try:
+        async with listener.serving():
+            yield
+    finally:
+        desk.close()
 
 
 def _start(config: AuthorityConfig, policy: str) -> Draft:

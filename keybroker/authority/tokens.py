@@ -32,6 +32,7 @@ from keybroker.model.task import (
     Probe,
     RawSignature,
     Result,
+    SignNotice,
     SignTask,
     Task,
     TaskFailed,
@@ -202,6 +203,15 @@ class Worker:
                 raise SigningFailedError(ckr, may_have_signed=may_have_signed, is_session_lost=is_session_lost)
             case _:
                 raise SigningFailedError("wrong-product", may_have_signed=True)
+
+    async def sign_notice(self, task: SignNotice, deadline_s: float) -> AnyProduct:
+        """What the worker makes of a notice.
+
+        Raises:
+            RoomUnavailableError: it has gone.
+            TimeoutError: no answer in time.
+        """
+        return await self._ask(task, deadline_s)
 
     async def _ask(self, work: AnyWork, deadline_s: float) -> AnyProduct:
         """The answer to one task.
@@ -402,6 +412,21 @@ class TokenPool:
             except (HsmUnavailableError, OverloadedError):
                 raise err from None
             return await other.sign(ref, algorithm, data, deadline_s - (time.monotonic() - started))
+
+    async def sign_notice(self, token: str, task: SignNotice) -> AnyProduct:
+        """What the least busy worker of a token makes of a notice.
+
+        Raises:
+            HsmUnavailableError: no worker is in service, or the one that was asked has gone.
+            TimeoutError: no answer in time.
+        """
+        able = [worker for worker in self._workers[token] if worker.is_in_service]
+        if not able:
+            raise HsmUnavailableError("No session of this token is in service.", retry_after=1)
+        try:
+            return await min(able, key=lambda each: each.load).sign_notice(task, self._deadlines_s[token])
+        except RoomUnavailableError as err:
+            raise HsmUnavailableError("The session has gone.", retry_after=1) from err
 
     def distrust(self, worker: str) -> None:
         """Take a worker out of service for a while."""

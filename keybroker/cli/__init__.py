@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import keybroker
-from keybroker.cli import audit, clock, dev, keys, operations, output, policy, redeeming, rooms
+from keybroker.cli import audit, clock, dev, keys, operations, output, policy, redeeming, rooms, webhooks
 from keybroker.cli.sign import sign
 from keybroker.cli.verify import verify
 from keybroker.cli.whoami import whoami
@@ -33,9 +33,10 @@ operations.app.command()(redeeming.redeem)
 app.add_typer(operations.app, name="operations", rich_help_panel=_ASK)
 app.add_typer(audit.app, name="audit", rich_help_panel=_ASK)
 app.add_typer(policy.app, name="policy", rich_help_panel=_RUN)
-for _room_command in (rooms.serve, rooms.check, rooms.frontend, rooms.authority, rooms.hsm):
+for _room_command in (rooms.serve, rooms.check, rooms.frontend, rooms.authority, rooms.hsm, rooms.courier):
     app.command(rich_help_panel=_RUN)(_room_command)
 app.add_typer(clock.app, name="clock", rich_help_panel=_RUN)
+app.add_typer(webhooks.app, name="webhooks", rich_help_panel=_RUN)
 app.add_typer(dev.app, name="dev", rich_help_panel=_RUN)
 
 

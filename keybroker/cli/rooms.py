@@ -66,6 +66,16 @@ def hsm(config: ConfigFile) -> None:
     _run("hsm", config)
 
 
+def courier(config: ConfigFile) -> None:
+    """Run the room that tells approvers.
+
+    Examples:
+
+        keybroker courier --config /etc/keybroker/courier.yaml
+    """
+    _run("courier", config)
+
+
 def check(config: ConfigFile, as_json: Json = False) -> None:
     """Check configuration, grants, store, tokens and keys without serving. Exit status 1 on any problem.
 
@@ -100,6 +110,8 @@ def _problems(path: Path) -> list[str]:
         found += load_part("authority", "keybroker.authority.check").problems(config.authority)
     if config.hsm:
         found += load_part("hsm", "keybroker.hsm.inspect").problems(path, config)
+    if config.courier:
+        found += load_part("courier", "keybroker.courier.check").problems(config.courier)
     return found
 
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from keybroker import config as configuration
-from keybroker.config import Config, HsmConfig, KeyConfig, TokenConfig
+from keybroker.config import Config, HsmConfig, KeyConfig, NoticeKeyConfig, TokenConfig
 from keybroker.errors import KeyBrokerError
 from keybroker.hsm.pkcs11_token import CallError, Pkcs11Token, ckr_name
 from keybroker.model.task import KeyRefused, OpenKey
@@ -69,9 +69,19 @@ def _of_token(name: str, token: TokenConfig, keys: dict[str, KeyConfig]) -> list
             found.append(f"the log's key: the token could not look for it: {ckr_name(err)}")
         else:
             found += [f"the log's key: {log_key.rule}: {log_key.cure}"] if isinstance(log_key, KeyRefused) else []
+    if token.notices:
+        found += _of_notices(session, token.notices)
     with contextlib.suppress(CallError):
         session.close()
     return found
+
+
+def _of_notices(session: Pkcs11Token, notices: NoticeKeyConfig) -> list[str]:
+    try:
+        product = session.open_notice_key(notices.object, bytes.fromhex(notices.id))
+    except CallError as err:
+        return [f"the key of notices: the token could not look for it: {ckr_name(err)}"]
+    return [f"the key of notices: {product.rule}: {product.cure}"] if isinstance(product, KeyRefused) else []
 
 
 def _main() -> int:

@@ -43,6 +43,13 @@ class LogOrder(msgspec.Struct, frozen=True):
     id: str
 
 
+class NoticeOrder(msgspec.Struct, frozen=True):
+    """The key that signs notices: CKA_LABEL and CKA_ID (hex) of its private half; empty to ignore."""
+
+    object: str
+    id: str
+
+
 class WorkerOrder(msgspec.Struct, frozen=True):
     """What a worker is started with, as JSON on standard input. No secret: the PIN is in the file that the URI names.
 
@@ -54,6 +61,7 @@ class WorkerOrder(msgspec.Struct, frozen=True):
         busy_fd: descriptor of the shared page.
         deadline_ms: a call that takes longer ends with this worker's death.
         is_careful: the attempt before this one failed.
+        notices: the key of this token that signs notices, if there is one.
         needs_operator: why nobody may log in now; then the worker touches no token, and only tells the authority so. Empty to work.
         log: the log that is signed for with a key of this token, if there is one.
     """
@@ -68,6 +76,7 @@ class WorkerOrder(msgspec.Struct, frozen=True):
     is_careful: bool = False
     needs_operator: str = ""
     log: LogOrder | None = None
+    notices: NoticeOrder | None = None
 
     @classmethod
     def from_bytes(cls, data: bytes) -> WorkerOrder:

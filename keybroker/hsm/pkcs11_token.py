@@ -93,6 +93,8 @@ class Pkcs11Token:
         self._keys: dict[str, Any] = {}
         self._log_key: Any = None
         self._log_spki = b""
+        self._notice_key: Any = None
+        self._notice_spki = b""
 
     @classmethod
     def log_in(cls, uri: Pkcs11Uri, *, can_write: bool = False, is_careful: bool = False) -> Pkcs11Token:
@@ -149,6 +151,8 @@ class Pkcs11Token:
         key, opened = found
         if opened.spki == self._log_spki:
             return KeyRefused(wanted.ref, "key-is-the-log-key", "it signs checkpoints and nothing else; name another key")
+        if opened.spki == self._notice_spki:
+            return KeyRefused(wanted.ref, "key-is-the-notice-key", "it signs notices and nothing else; name another key")
         self._keys[wanted.ref] = key
         return opened
 
@@ -174,6 +178,29 @@ class Pkcs11Token:
             pkcs11.PKCS11Error: see `failure_of`.
         """
         return bytes(self._log_key.sign(text, mechanism=Mechanism.EDDSA))
+
+    def open_notice_key(self, label: str, object_id: bytes) -> KeyOpened | KeyRefused:
+        """Find the key of notices, judge it, and keep it apart like that of the log. Its `ref` is `notices`.
+
+        Raises:
+            pkcs11.PKCS11Error: the token did not let us look; nothing is known of the key.
+        """
+        found = self._find_key(OpenKey("notices", label, object_id))
+        if isinstance(found, KeyRefused):
+            return found
+        key, opened = found
+        if opened.family != KeyFamily.EC_P256.value:
+            return KeyRefused("notices", "notice-key-not-p256", "make a P-256 key for notices, and use it for nothing else")
+        self._notice_key, self._notice_spki = key, opened.spki
+        return opened
+
+    def sign_notice(self, digest: bytes) -> bytes:
+        """An ECDSA signature, r and s side by side, of the key of notices, which was opened before.
+
+        Raises:
+            pkcs11.PKCS11Error: see `failure_of`.
+        """
+        return bytes(self._notice_key.sign(digest, mechanism=Mechanism.ECDSA))
 
     def _find_key(self, wanted: OpenKey) -> tuple[Any, KeyOpened] | KeyRefused:
         template: dict[Attribute, Any] = {Attribute.CLASS: ObjectClass.PRIVATE_KEY}

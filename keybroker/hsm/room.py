@@ -26,7 +26,18 @@ from types import FrameType
 
 from keybroker.config import Config, HsmConfig, TokenConfig
 from keybroker.errors import ConfigError
-from keybroker.hsm.order import ENDINGS, EXIT_PIN_REFUSED, EXIT_TOKEN, FULL, READY, REFUSED, BusyClock, LogOrder, WorkerOrder
+from keybroker.hsm.order import (
+    ENDINGS,
+    EXIT_PIN_REFUSED,
+    EXIT_TOKEN,
+    FULL,
+    READY,
+    REFUSED,
+    BusyClock,
+    LogOrder,
+    NoticeOrder,
+    WorkerOrder,
+)
 from keybroker.hsm.pin import Pin
 from keybroker.process import EXIT_CONFIG, harden, uid_of
 from keybroker.telemetry import configure, logger
@@ -200,6 +211,7 @@ class Room:
             is_careful=seat.token in self._failed_logins,
             needs_operator=self._needs_operator.get(seat.token, ""),
             log=LogOrder(token.log.origin, token.log.object, token.log.id) if token.log else None,
+            notices=NoticeOrder(token.notices.object, token.notices.id) if token.notices else None,
         )
         seat.tells, seat.refusal = order.needs_operator, ""
         command = [sys.executable, "-m", "keybroker.hsm.worker"]

@@ -19,6 +19,7 @@ import msgspec
 
 from keybroker.errors import ConfigError, TokenError, WireError
 from keybroker.hsm.log_signer import LogSigner, log_verifier_key
+from keybroker.hsm.notice_signer import NoticeSigner
 from keybroker.hsm.order import (
     EXIT_LOGIN,
     EXIT_PIN_REFUSED,
@@ -29,6 +30,7 @@ from keybroker.hsm.order import (
     REFUSED,
     BusyClock,
     LogOrder,
+    NoticeOrder,
     WorkerOrder,
 )
 from keybroker.hsm.pkcs11_token import CallError, LoginFailedError, NoSessionLeftError, PinRefusedError, Pkcs11Token, failure_of
@@ -40,12 +42,14 @@ from keybroker.model.task import (
     CheckpointSigned,
     KeyRefused,
     NeedsOperator,
+    NoticeSigned,
     OpenKey,
     OpenLog,
     Probe,
     RawSignature,
     Result,
     SignCheckpoint,
+    SignNotice,
     SignTask,
     Task,
     TaskFailed,
@@ -63,6 +67,7 @@ _WALLS = Sandbox(reads=(Path("/"),), writes=(Path("/"),), connects=None)
 
 
 _NO_LOG = KeyRefused("log", "log-not-here", "name the log's key under `hsm.tokens.NAME.log`")
+_NO_NOTICES = KeyRefused("notices", "notice-key-not-here", "name the key of notices under `hsm.tokens.NAME.notices`")
 
 
 class Worker:
@@ -73,13 +78,22 @@ class Worker:
         busy: the shared page.
         order: what the room said.
         log: signs checkpoints; or why it does not.
+        notices: signs notices; or why it does not.
     """
 
-    def __init__(self, token: Pkcs11Token | None, busy: BusyClock, order: WorkerOrder, log: LogSigner | KeyRefused = _NO_LOG) -> None:
+    def __init__(
+        self,
+        token: Pkcs11Token | None,
+        busy: BusyClock,
+        order: WorkerOrder,
+        log: LogSigner | KeyRefused = _NO_LOG,
+        notices: NoticeSigner | KeyRefused = _NO_NOTICES,
+    ) -> None:
         self._token = token
         self._busy = busy
         self._order = order
         self._log = log
+        self._notices = notices
         self._failures = 0
         self._is_stopping = False
         self._is_session_lost = False
@@ -137,6 +151,8 @@ class Worker:
                     return self._log.opened() if isinstance(self._log, LogSigner) else self._log
                 case SignCheckpoint():
                     return self._sign_checkpoint(task.work)
+                case SignNotice():
+                    return self._sign_notice(task.work)
                 case Probe():
                     return msgspec.structs.replace(self._token.probe(), deadline_ms=self._order.deadline_ms)
         except CallError as err:
@@ -148,6 +164,9 @@ class Worker:
 
     def _sign_checkpoint(self, task: SignCheckpoint) -> CheckpointSigned | CheckpointRefused | KeyRefused:
         return self._log.sign(task) if isinstance(self._log, LogSigner) else self._log
+
+    def _sign_notice(self, task: SignNotice) -> NoticeSigned | KeyRefused:
+        return self._notices.sign(task) if isinstance(self._notices, NoticeSigner) else self._notices
 
     def _sign(self, token: Pkcs11Token, task: SignTask) -> RawSignature | TaskFailed:
         started = time.perf_counter_ns()
@@ -169,6 +188,11 @@ def _log_signer(token: Pkcs11Token, log: LogOrder) -> LogSigner | KeyRefused:
     if isinstance(found, KeyRefused):
         return found
     return LogSigner(log_verifier_key(log.origin, found), token.sign_log)
+
+
+def _notice_signer(token: Pkcs11Token, notices: NoticeOrder) -> NoticeSigner | KeyRefused:
+    found = token.open_notice_key(notices.object, bytes.fromhex(notices.id))
+    return found if isinstance(found, KeyRefused) else NoticeSigner(found.spki, token.sign_notice)
 
 
 def main() -> int:
@@ -198,11 +222,12 @@ def main() -> int:
         return EXIT_LOGIN if isinstance(err, LoginFailedError) else EXIT_TOKEN
     try:
         log = _log_signer(token, order.log) if token and order.log else _NO_LOG
+        notices = _notice_signer(token, order.notices) if token and order.notices else _NO_NOTICES
     except CallError as err:
-        sys.stderr.write(f"hsm: the key of the log cannot be looked for: {failure_of(err).ckr}\n")
+        sys.stderr.write(f"hsm: the keys of log and notices cannot be looked for: {failure_of(err).ckr}\n")
         return EXIT_TOKEN
     busy.end()
-    worker = Worker(token, busy, order, log)
+    worker = Worker(token, busy, order, log, notices)
     signal.signal(signal.SIGTERM, worker.stop)
     for number in (signal.SIGINT, signal.SIGHUP):  # for the room, where they come to the whole group
         signal.signal(number, signal.SIG_IGN)

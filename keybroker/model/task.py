@@ -64,7 +64,21 @@ class SignCheckpoint(Work, frozen=True):
     proof: tuple[bytes, ...] = ()
 
 
-AnyWork = OpenKey | SignTask | Probe | OpenLog | SignCheckpoint
+class SignNotice(Work, frozen=True):
+    """Sign a notice with the key that signs notices and nothing else. The worker writes what is signed itself (model/message_signature.py).
+
+    Attributes:
+        target: the URL that it goes to.
+        digest: the value of `Content-Digest`.
+        created: seconds since the epoch.
+    """
+
+    target: str
+    digest: str
+    created: int
+
+
+AnyWork = OpenKey | SignTask | Probe | OpenLog | SignCheckpoint | SignNotice
 
 
 class Task(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -91,8 +105,9 @@ class KeyRefused(Product, frozen=True):
     """The key must not be used.
 
     `rule` is `key-missing`, `key-ambiguous`, `key-extractable`, `key-not-sensitive`, `key-always-authenticate`,
-    `key-wrong-class`, `key-cannot-sign`, `key-unsupported`, `key-no-public-half`, `key-is-the-log-key`, `log-not-here` or
-    `log-key-not-ed25519`; `cure` is for the operator.
+    `key-wrong-class`, `key-cannot-sign`, `key-unsupported`, `key-no-public-half`, `key-is-the-log-key`, `log-not-here`,
+    `log-key-not-ed25519`, `key-is-the-notice-key`, `notice-key-not-here`, `notice-key-not-p256`, `notice-malformed` or
+    `signature-does-not-verify`; `cure` is for the operator.
     """
 
     ref: str
@@ -172,7 +187,25 @@ class CheckpointRefused(Product, frozen=True):
     last: bytes
 
 
-AnyProduct = KeyOpened | KeyRefused | RawSignature | TaskFailed | Alive | NeedsOperator | LogOpened | CheckpointSigned | CheckpointRefused
+class NoticeSigned(Product, frozen=True):
+    """A signature over a notice that verifies: r and s side by side. `spki` is the public key, DER SubjectPublicKeyInfo."""
+
+    signature: bytes
+    spki: bytes
+
+
+AnyProduct = (
+    KeyOpened
+    | KeyRefused
+    | RawSignature
+    | TaskFailed
+    | Alive
+    | NeedsOperator
+    | LogOpened
+    | CheckpointSigned
+    | CheckpointRefused
+    | NoticeSigned
+)
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -198,7 +198,7 @@ def test_units_let_pass_every_system_call_that_their_room_makes(tmp_path: Path) 
             assert made - allowed_calls(SYSTEMD / f"keybroker-{room}.service") == set()
 
 
-@pytest.mark.parametrize(("room", "exposure"), [("frontend", 15), ("authority", 10), ("hsm", 10)])
+@pytest.mark.parametrize(("room", "exposure"), [("frontend", 15), ("authority", 10), ("hsm", 10), ("courier", 15)])
 def test_unit_is_well_formed_and_closed(room: str, exposure: int, tmp_path: Path) -> None:
     unit = tmp_path / f"keybroker-{room}.service"
     text = (SYSTEMD / unit.name).read_text()

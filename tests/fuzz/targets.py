@@ -36,6 +36,7 @@ from keybroker.identity.x509_svid import SvidValidator
 from keybroker.model.call import MAX_CALL_BYTES, Call, Sign, Whoami
 from keybroker.model.identity import SpiffeId, SpiffeIdError
 from keybroker.model.key import Algorithm
+from keybroker.model.notice import MAX_NOTICE_CALL_BYTES, ComposeNotice, NoticeCall
 from keybroker.model.pkcs11_uri import Pkcs11Uri, Pkcs11UriError
 from keybroker.model.request import SignBody
 from keybroker.model.task import MAX_TASK_BYTES, SignTask, Task
@@ -65,7 +66,7 @@ class Target:
 def _frames() -> Try:
     """Only WireError; and how the bytes are cut into pieces changes nothing."""
 
-    def read(type_: type[Call | Task], limit: int, pieces: list[bytes]) -> list[object]:
+    def read(type_: type[Call | Task | NoticeCall], limit: int, pieces: list[bytes]) -> list[object]:
         reader = FrameReader(type_, limit)
         seen: list[object] = []
         try:
@@ -76,7 +77,7 @@ def _frames() -> Try:
         return seen
 
     def attempt(data: bytes) -> None:
-        for type_, limit in ((Call, MAX_CALL_BYTES), (Task, MAX_TASK_BYTES)):
+        for type_, limit in ((Call, MAX_CALL_BYTES), (Task, MAX_TASK_BYTES), (NoticeCall, MAX_NOTICE_CALL_BYTES)):
             whole = read(type_, limit, [data])
             cut = len(data) // 2
             assert read(type_, limit, [data[:cut], data[cut:]]) == whole
@@ -317,6 +318,7 @@ TARGETS: dict[str, Target] = {
         (
             frame_bytes(Call(1, Whoami(), (b"der",), "127.0.0.1", "", "01J")),
             frame_bytes(Call(2, Sign("orders", _BODY, "key"), (b"der", b"der"))),
+            frame_bytes(NoticeCall(4, ComposeNotice(7, "https://hooks.example/a"))),
             frame_bytes(Task(3, SignTask("orders/1", Algorithm.ES256, bytes(32)))),
         ),
     ),

@@ -148,6 +148,10 @@ def test_sign_request_has_the_members_of_the_code() -> None:
         ("`hsm`", config.HsmConfig),
         ("`hsm.tokens.NAME`", config.TokenConfig),
         ("`hsm.tokens.NAME.log`", config.LogKeyConfig),
+        ("`authority.notices`", config.NoticesConfig),
+        ("`hsm.tokens.NAME.notices`", config.NoticeKeyConfig),
+        ("`courier`", config.CourierConfig),
+        ("`courier.hooks.NAME`", config.HookConfig),
         ("`telemetry`", config.TelemetryConfig),
     ],
 )

@@ -127,6 +127,11 @@ class Reader:
             _log.exception("the record cannot be read", reason=name_of(err))
             raise unavailable(err, "The record cannot be read now.") from err
 
+    @property
+    def size(self) -> int:
+        """Records in the log."""
+        return self._size()
+
     def page(self, wanted: RecordFilter) -> Page:
         """One page of the log."""
         between = self.places(wanted)

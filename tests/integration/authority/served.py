@@ -33,12 +33,14 @@ from keybroker.model.task import (
     AnyProduct,
     AnyWork,
     KeyOpened,
+    KeyRefused,
     OpenKey,
     OpenLog,
     Probe,
     RawSignature,
     Result,
     SignCheckpoint,
+    SignNotice,
     SignTask,
     Task,
 )
@@ -138,6 +140,8 @@ class SoftwareWorker:
                 self.gate.wait(30)
                 r, s = utils.decode_dss_signature(self.private.sign(data, ec.ECDSA(utils.Prehashed(hashes.SHA256()))))
                 return RawSignature(r.to_bytes(32) + s.to_bytes(32), 1)
+            case SignNotice():
+                return KeyRefused("notices", "notice-key-not-here", "there is none")
 
 
 @dataclass(frozen=True, slots=True)

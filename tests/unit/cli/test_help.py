@@ -28,13 +28,15 @@ OFFLINE = ("audit", "check")
 CLOCK = [("clock", "show"), ("clock", "acknowledge")]
 ASKING = [words for words in COMMANDS if words[0] in {"sign", "verify", "whoami", "keys", "audit", "operations"} and words != OFFLINE]
 TRYING = [words for words in COMMANDS if words[0] == "policy"]
-PRINTING = [*ASKING, *CLOCK, *TRYING, OFFLINE, ("check",), ("dev", "init")]
+WEBHOOKS = [("webhooks", "dead-letters"), ("webhooks", "resend")]
+PRINTING = [*ASKING, *CLOCK, *TRYING, *WEBHOOKS, OFFLINE, ("check",), ("dev", "init")]
 OPTIONS = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
 
 
 def test_commands_are_those_of_the_contract() -> None:
     assert {" ".join(words) for words in COMMANDS} == {
-        "dev init", "serve", "frontend", "authority", "hsm", "check", "sign", "verify", "whoami",
+        "dev init", "serve", "frontend", "authority", "hsm", "courier",
+        "webhooks dead-letters", "webhooks resend", "check", "sign", "verify", "whoami",
         "keys list", "keys show", "keys public",
         "operations list", "operations show", "operations approve", "operations deny", "operations redeem",
         "audit tail", "audit query", "audit show", "audit check",
