@@ -92,6 +92,7 @@ class Ask(Generic[T]):
         body: JSON, for POST.
         idempotency_key: empty for none.
         wait_s: seconds for which the broker was asked to wait with its answer.
+        is_once: whether the broker makes one of two that are the same, without a key.
     """
 
     method: Literal["GET", "POST"]
@@ -100,11 +101,12 @@ class Ask(Generic[T]):
     body: bytes = field(default=b"", repr=False)
     idempotency_key: str = ""
     wait_s: int = 0
+    is_once: bool = False
 
     @property
     def is_repeatable(self) -> bool:
         """Whether asking twice does no more than asking once."""
-        return self.method == "GET" or bool(self.idempotency_key)
+        return self.method == "GET" or bool(self.idempotency_key) or self.is_once
 
     @property
     def headers(self) -> list[tuple[str, str]]:
@@ -216,7 +218,7 @@ def operation(id: str, *, wait_s: int = 0) -> Ask[Operation]:  # noqa: A002  as 
 
 def give_approval(id: str, envelope: bytes) -> Ask[Operation]:  # noqa: A002  as above
     """Hand in a signed approval or refusal (`keybroker.audit.approval`). `Client.approve` and `Client.refuse` make one and hand it in."""
-    return Ask("POST", f"{_operation_path(id)}/approvals", partial(_operation, id), envelope)
+    return Ask("POST", f"{_operation_path(id)}/approvals", partial(_operation, id), envelope, is_once=True)
 
 
 def redeem(id: str, *, message: bytes | None = None, idempotency_key: str | Auto = "") -> Ask[SignedUse]:  # noqa: A002  as above

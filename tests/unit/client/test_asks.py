@@ -57,13 +57,13 @@ def test_signing_is_a_post_that_may_not_be_repeated() -> None:
     }  # fmt: skip
 
 
-def test_approvals_and_redemptions_are_posts_that_may_not_be_repeated() -> None:
+def test_approvals_are_posts_that_may_be_repeated_and_redemptions_only_with_an_idempotency_key() -> None:
     given = asks.give_approval(OPERATION.id, b'{"payload":""}')
     assert (given.method, given.target, given.body) == ("POST", f"/v1/operations/{OPERATION.id}/approvals", b'{"payload":""}')
     redeemed = asks.redeem(OPERATION.id)
     assert (redeemed.method, redeemed.target, redeemed.body) == ("POST", f"/v1/operations/{OPERATION.id}/redeem", b"{}")
     assert asks.redeem(OPERATION.id, message=b"\0\1").body == b'{"message":"AAE="}'
-    assert not given.is_repeatable
+    assert given.is_repeatable  # the same approval twice is one
     assert not redeemed.is_repeatable
     assert asks.redeem(OPERATION.id, idempotency_key=AUTO).is_repeatable
 
