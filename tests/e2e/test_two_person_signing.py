@@ -23,7 +23,7 @@ from keybroker.errors import ApprovalConsumedError, ApprovalMismatchError, NotFo
 from keybroker.identity.svid_file import SvidFile
 from tests.approvals import spki_of
 from tests.programs import environment
-from tests.worlds import PROGRAM, World, served, until
+from tests.worlds import PROGRAM, World, served
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "two-person-release-signing.md"
 DIGEST = bytes(range(32))
@@ -31,19 +31,9 @@ DIGEST = bytes(range(32))
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A world of its own, because this page changes its rules."""
+    """A world of its own: this page looks at everything that waits."""
     with served(tmp_path_factory.mktemp("two-person") / "my-world") as made:
         yield made
-
-
-@pytest.fixture
-def release(world: World) -> None:
-    """The quorum is in force, whichever test comes first."""
-    off, on = (world.directory / "grants" / name for name in ("release.yaml.off", "release.yaml"))
-    if off.exists():
-        off.rename(on)
-    with world.client("ci-release") as broker:
-        until(lambda: bool(broker.keys()))
 
 
 def asked(world: World, reason: str = "") -> str:
@@ -77,9 +67,6 @@ def on_terminal(script: str, directory: Path, env: dict[str, str]) -> tuple[int,
 
 @pytest.mark.timeout(300)  # a dozen programs, one after the other
 def test_page_can_be_pasted(world: World) -> None:
-    on = world.directory / "grants" / "release.yaml"
-    if on.exists():
-        on.rename(on.with_suffix(".yaml.off"))
     script = "\n".join(re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE))
     env = environment(world) | {"PATH": f"{PROGRAM.parent}:{os.environ['PATH']}", "COLUMNS": "120"}
     status, shown = on_terminal(script, world.directory.parent, env)
@@ -96,7 +83,6 @@ def test_page_can_be_pasted(world: World) -> None:
         assert (statement.person, statement.confirmed, statement.subject.reason) == (name, "file", "release 2.1")
 
 
-@pytest.mark.usefixtures("release")
 def test_program_of_the_page_approves_what_it_knows(world: World) -> None:
     (world.directory.parent / "release.tar.gz").write_bytes(b"built here")
     with world.client("ci-release") as broker, pytest.raises(PendingError) as caught:
@@ -111,7 +97,6 @@ def test_program_of_the_page_approves_what_it_knows(world: World) -> None:
         assert broker.operation(other).approvals == ()
 
 
-@pytest.mark.usefixtures("release")
 def test_two_people_are_enough_and_the_signature_is_used_once(world: World) -> None:
     id_ = asked(world)
     assert approve(world, "alice", id_).state == "pending"
@@ -122,7 +107,6 @@ def test_two_people_are_enough_and_the_signature_is_used_once(world: World) -> N
             broker.redeem(id_)
 
 
-@pytest.mark.usefixtures("release")
 def test_one_person_is_not_enough(world: World) -> None:
     id_ = asked(world)
     approve(world, "alice", id_)
@@ -132,7 +116,6 @@ def test_one_person_is_not_enough(world: World) -> None:
         approve(world, "alice", id_)
 
 
-@pytest.mark.usefixtures("release")
 def test_one_refusal_ends_it(world: World) -> None:
     id_ = asked(world)
     approve(world, "alice", id_)
@@ -143,7 +126,6 @@ def test_one_refusal_ends_it(world: World) -> None:
     assert not isinstance(caught.value, NotFoundError)
 
 
-@pytest.mark.usefixtures("release")
 def test_approval_of_one_operation_is_none_of_another(world: World) -> None:
     first, second = asked(world, "one"), asked(world, "two")
     with world.client("alice") as broker:
@@ -158,7 +140,6 @@ def test_approval_of_one_operation_is_none_of_another(world: World) -> None:
         assert broker.operation(first).approvals == ()
 
 
-@pytest.mark.usefixtures("release")
 def test_who_has_nothing_to_do_with_it_does_not_see_it(world: World) -> None:
     id_ = asked(world)
     with world.client("payments-api") as broker:
@@ -167,7 +148,6 @@ def test_who_has_nothing_to_do_with_it_does_not_see_it(world: World) -> None:
         assert broker.operations().operations == ()
 
 
-@pytest.mark.usefixtures("release")
 def test_program_waits_for_the_signature(world: World, tmp_path: Path) -> None:
     file, out = tmp_path / "release.tar", tmp_path / "release.sig"
     file.write_bytes(b"release 2.2")

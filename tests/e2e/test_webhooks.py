@@ -56,7 +56,6 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     with Server(receiver(place), every(taking.answer)) as server:
         url = f"https://localhost:{server.port}/approvals?team=release"
         world = make_world(tmp_path_factory.mktemp("webhooks") / "world", "--key", "notices:ES256")
-        (world.directory / "grants" / "release.yaml.off").rename(world.directory / "grants" / "release.yaml")
         config = yaml.safe_load(world.config_file.read_text())
         del config["authority"]["keys"]["notices"]
         config["authority"]["notices"] = {"socket": "run/notices.sock", "token": "development"}
