@@ -15,6 +15,7 @@ from pathlib import Path
 KEPT = Path(__file__).parents[2] / ".cache" / "fuzz"
 _GRACE_SECONDS = 60
 _ONE_INPUT_SECONDS = 20
+_PROGRAMS = {"engines": "tests.fuzz.engines"}  # what is no parser, and generates its own inputs
 
 
 def main() -> int:
@@ -32,12 +33,12 @@ def main() -> int:
     from tests.fuzz.targets import TARGETS
 
     if words.list:
-        sys.stdout.write("".join(f"{name}\n" for name in TARGETS))
+        sys.stdout.write("".join(f"{name}\n" for name in (*TARGETS, *_PROGRAMS)))
         return 0
-    unknown = set(words.targets) - TARGETS.keys()
+    unknown = set(words.targets) - TARGETS.keys() - _PROGRAMS.keys()
     if unknown:
-        parser.error(f"no such target: {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}")
-    return run_all(words.targets or list(TARGETS), words.seconds, words.jobs)
+        parser.error(f"no such target: {', '.join(sorted(unknown))}; there are {', '.join((*TARGETS, *_PROGRAMS))}")
+    return run_all(words.targets or [*TARGETS, *_PROGRAMS], words.seconds, words.jobs)
 
 
 def run_all(names: list[str], seconds: int, jobs: int) -> int:
@@ -47,7 +48,8 @@ def run_all(names: list[str], seconds: int, jobs: int) -> int:
     while waiting or running:
         while waiting and len(running) < jobs:
             name = waiting.pop(0)
-            command = [sys.executable, "-m", "tests.fuzz", name, "--one", "--seconds", str(seconds)]
+            program = ["-m", _PROGRAMS[name]] if name in _PROGRAMS else ["-m", "tests.fuzz", name, "--one"]
+            command = [sys.executable, *program, "--seconds", str(seconds)]
             running[name] = (subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True), time.monotonic())
         for name, (process, started) in list(running.items()):
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gzip
 import json
 import re
 import tempfile
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from keybroker.audit import approval, dsse
 from keybroker.audit.approval import ApprovalError
@@ -26,7 +27,10 @@ from keybroker.audit.note import Note, NoteError, VerifierKey
 from keybroker.audit.proof import TlogProof
 from keybroker.audit.tiles import Tile, TileError, bundle, entries_in
 from keybroker.authority.policy import loader
+from keybroker.authority.policy.bundle import PolicyBundle
+from keybroker.authority.policy.bundle_maker import pack
 from keybroker.authority.policy.compiler import compile_rules
+from keybroker.authority.policy.signatures import BundleKeys, sign
 from keybroker.client.results import Record
 from keybroker.errors import ConfigError, InvalidError, MalformedError, SvidInvalidError, WireError
 from keybroker.frontend import bodies
@@ -81,6 +85,20 @@ def _frames() -> Try:
             whole = read(type_, limit, [data])
             cut = len(data) // 2
             assert read(type_, limit, [data[:cut], data[cut:]]) == whole
+
+    return attempt
+
+
+def _policy_bundle() -> Try:
+    """Only ConfigError; and what is accepted, packed or as the tar in it, holds what was signed."""
+    keys = BundleKeys(((_SIGNING_KEY.public_key(), ("ES256",)),), "")
+
+    def attempt(data: bytes) -> None:
+        for packed in (data, gzip.compress(data, 1)):
+            with contextlib.suppress(ConfigError):
+                found = PolicyBundle.read(packed, keys, "fuzz")
+                assert (found.revision, found.module, found.grants) == (1, None, {"a.yaml": _BUNDLED["grants/a.yaml"]})
+                assert (found.data, found.rego) == (_BUNDLED["data.json"], _BUNDLED["policy.rego"])
 
     return attempt
 
@@ -312,7 +330,17 @@ grants: [{id: b, workloads: ['**'], operations: [read-audit], trails: ['spiffe:/
 denies: [{id: c, workloads: ['**'], algorithms: [RS256]}]
 """
 
+_SIGNING_KEY = ec.generate_private_key(ec.SECP256R1())
+_BUNDLED = {
+    ".manifest": b'{"revision":"1","roots":["keybroker","keybroker_rules"]}',
+    "data.json": b"{}",
+    "policy.rego": b"package keybroker\n",
+    "grants/a.yaml": b"grants: []\n",
+}
+_PACKED = pack(_BUNDLED | {".signatures.json": sign(_BUNDLED, _SIGNING_KEY, "")})
+
 TARGETS: dict[str, Target] = {
+    "policy-bundle": Target(_policy_bundle, (_PACKED, gzip.decompress(_PACKED))),
     "frame": Target(
         _frames,
         (
