@@ -95,7 +95,7 @@ class _Reach:
         self._rules = rules = loaded.rules
         zones = Zones(rules.networks)
         self._own_trail = own_trail(zones)
-        self._boxes = {rule.id: list(boxes_of(rule, rules.networks, zones)) for rule in all_rules(rules)}
+        self._boxes = {rule.id: list(boxes_of(rule, rules, zones)) for rule in all_rules(rules)}
         self._denied = BoxIndex(box for deny in rules.denies for box in self._boxes[deny.id])
         self._granted = BoxIndex([self._own_trail, *(box for grant in rules.grants for box in self._boxes[grant.id])])
         self._demanding = {grant.id for grant in rules.grants if not obligation_of(grant, rules).is_empty}

@@ -97,8 +97,8 @@ class _Side:
     def __init__(self, rules: Rules, zones: Zones) -> None:
         self.rules = rules
         self.zones = zones
-        self.grants = {grant.id: (grant, tuple(boxes_of(grant, rules.networks, zones))) for grant in rules.grants}
-        self.denies = {deny.id: (deny, tuple(boxes_of(deny, rules.networks, zones))) for deny in rules.denies}
+        self.grants = {grant.id: (grant, tuple(boxes_of(grant, rules, zones))) for grant in rules.grants}
+        self.denies = {deny.id: (deny, tuple(boxes_of(deny, rules, zones))) for deny in rules.denies}
         self.own_trail = own_trail(zones)
         self.given = BoxIndex([self.own_trail, *(box for _, boxes in self.grants.values() for box in boxes)])
         self.taken = BoxIndex(box for _, boxes in self.denies.values() for box in boxes)

@@ -8,8 +8,8 @@ from typing import Any
 
 from keybroker.authority.policy.pattern import ANYBODY
 from keybroker.authority.trial.compare import Approver, Change, Comparison, Line
-from keybroker.authority.trial.region import SIGNING, Box, Target
-from keybroker.authority.trial.words import listed
+from keybroker.authority.trial.region import SIGNING, Box
+from keybroker.authority.trial.words import listed, target_words
 from keybroker.authority.trial.zones import Zones
 
 _SIGNS = {Change.GAINED: "+", Change.LOST: "-", Change.TIGHTENED: "!", Change.LOOSENED: "~"}
@@ -58,7 +58,7 @@ def _line(line: Line, zones: Zones) -> dict[str, Any]:
         "cause": line.cause,
         "workloads": sorted(each.text for each in line.workloads),
         "operations": sorted(line.operations),
-        "targets": sorted(map(_target, line.targets)),
+        "targets": sorted(map(target_words, line.targets)),
         "algorithms": sorted(line.algorithms - {""}),
         "addresses": None if line.zones == zones.everywhere else zones.addresses(line.zones),
         "demand": line.demand.text if line.demand else "",
@@ -67,36 +67,24 @@ def _line(line: Line, zones: Zones) -> dict[str, Any]:
                 "rule": each.source,
                 "workloads": each.workloads.text,
                 "operation": each.operation,
-                "target": _target(each.target),
+                "target": target_words(each.target),
                 "algorithms": sorted(each.algorithms - {""}),
                 "addresses": None if each.zones == zones.everywhere else zones.addresses(each.zones),
             }
-            for each in sorted(line.exceptions, key=lambda box: (box.source, box.workloads.text, box.operation, _target(box.target)))
+            for each in sorted(line.exceptions, key=lambda box: (box.source, box.workloads.text, box.operation, target_words(box.target)))
         ],
         "text": sentence(line, zones),
     }
 
 
 def _doing(line: Line) -> str:
-    targets = listed(sorted(map(_target, line.targets)))
+    targets = listed(sorted(map(target_words, line.targets)))
     operations = sorted(line.operations)
     if line.operations <= SIGNING:
         return f"{listed(operations)} with {targets} ({listed(sorted(line.algorithms))})"
     if operations == ["read-key"]:
         return f"read the public half of {targets}"
     return f"{listed(operations)} {targets}"
-
-
-def _target(target: Target) -> str:
-    match target.kind:
-        case "key":
-            return "every key" if target.name == "*" else target.name
-        case "record":
-            return "the whole record"
-        case "own-trail":
-            return "the own trail"
-        case _:
-            return "the trail of anybody" if target.trails.text == ANYBODY else f"the trail of {target.trails.text}"
 
 
 def _from(line: Line, zones: Zones) -> str:
@@ -113,7 +101,7 @@ def _demand(line: Line) -> str:
 def _exceptions(line: Line) -> Iterable[str]:
     """For each rule, what of the line it keeps from changing."""
     places: dict[str, dict[str, None]] = defaultdict(dict)
-    for box in sorted(line.exceptions, key=lambda each: (each.source, each.workloads.text, _target(each.target))):
+    for box in sorted(line.exceptions, key=lambda each: (each.source, each.workloads.text, target_words(each.target))):
         places[box.source][_place(box)] = None
     for rule, known in places.items():
         shown = [*list(known)[:_SHOWN], *([f"{len(known) - _SHOWN} more"] if len(known) > _SHOWN else [])]
@@ -122,7 +110,7 @@ def _exceptions(line: Line) -> Iterable[str]:
 
 def _place(box: Box) -> str:
     who = "anybody" if box.workloads.text == ANYBODY else box.workloads.text
-    return f"{who} on {_target(box.target)}"
+    return f"{who} on {target_words(box.target)}"
 
 
 def _approving(approver: Approver) -> str:

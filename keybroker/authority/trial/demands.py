@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
+import msgspec
+
 from keybroker.authority.policy.compiler import obligation_of, when_read_of
 from keybroker.authority.policy.grants import Grant, Rules
 from keybroker.authority.trial.words import duration, listed
@@ -85,9 +87,14 @@ def demands_of(obligation: Obligation) -> frozenset[Demand]:
 
 
 def granted_demands(grant: Grant, rules: Rules, operation: str) -> frozenset[Demand]:
-    """What a grant demands for an operation: hours, limits and quorums are about uses of keys, not about reading."""
-    is_reading = operation in {"read-key", "read-audit"}
-    return demands_of(when_read_of(grant) if is_reading else obligation_of(grant, rules))
+    """What a grant demands for an operation. Hours and limits are about uses of keys, a quorum is also about what widens access."""
+    if operation == "approve":
+        return frozenset()
+    if operation in {"sign", "sign-digest"}:
+        return demands_of(obligation_of(grant, rules))
+    if operation in {"unfreeze", "admin-policy"}:
+        return demands_of(msgspec.structs.replace(obligation_of(grant, rules), hours=(), limits=()))
+    return demands_of(when_read_of(grant))
 
 
 def demands_of_all(obligations: Iterable[Obligation]) -> frozenset[Demand]:

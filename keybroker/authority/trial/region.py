@@ -10,37 +10,45 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from keybroker.authority.policy.grants import Deny, Grant, Operation, Rules
-from keybroker.authority.policy.pattern import Pattern
+from keybroker.authority.policy.grants import Deny, Grant, Operation, Quorum, Rules
+from keybroker.authority.policy.pattern import ANYBODY, Pattern
 from keybroker.authority.trial.shapes import ANYBODY_PATTERN, FRESH, Word, depth_of, fits, meet, words
-from keybroker.authority.trial.zones import Networks, Zones
+from keybroker.authority.trial.zones import Zones
 from keybroker.model.decision import PolicyInput
 from keybroker.model.identity import SpiffeId
 from keybroker.model.key import Algorithm
 
 SIGNING = frozenset({"sign", "sign-digest"})
 OPERATIONS: tuple[str, ...] = get_args(Operation)
+ANY_NAME = "*"
+APPROVE = "approve"
 _ALGORITHMS = frozenset(each.value for each in Algorithm)
 _NO_ALGORITHM = frozenset({""})
-_ANY_KEY = "*"
+_KINDS = {
+    "sign": ("key",), "sign-digest": ("key",), "read-key": ("key",), "read-audit": ("trail", "record"), APPROVE: ("key", "change"),
+    "freeze": ("key", "workload", "token", "everything"), "unfreeze": ("key", "workload", "token", "everything"),
+    "admin-policy": ("policy",), "break-glass": ("grant",),
+}  # fmt: skip
+_NAMES = {"key": "keys", "token": "tokens", "grant": "waives"}  # kinds of targets that have names, and the fields that list them
+_PATTERNS = {"trail": "trails", "workload": "subjects"}
+_WHOLES = {"record": "trails", "everything": "subjects"}  # a deny of some of these denies the whole
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is used or read: a key, any key, the trails of a pattern, the whole record, or the asker's own trail.
+    """What is used, read, stopped or approved.
 
     Attributes:
-        kind: `key`, `trail`, `record` (the whole of it) or `own-trail`.
-        name: of a key; `*` is any.
-        trails: of a `trail`.
+        kind: as in the policy input; and `record` for the whole record, `own-trail` for the asker's own trail.
+        name: of a key, token, grant or change; `*` is any.
+        who: whose trail is read, who is stopped, or for approvals who asks.
     """
 
     kind: str
     name: str = ""
-    trails: Pattern = ANYBODY_PATTERN
+    who: Pattern = ANYBODY_PATTERN
 
 
-RECORD = Target("record")
 OWN_TRAIL = Target("own-trail")
 
 
@@ -58,13 +66,13 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A request, or the representative of many: `trail` is the trail that is read, `key` the key that is used."""
+    """A request, or the representative of many. `name` and `who` are those of its target; None is nobody that a pattern could fit."""
 
     workload: Word
     operation: str
     kind: str
-    key: str
-    trail: Word | None
+    name: str
+    who: Word | None
     algorithm: str
     zone: int
 
@@ -72,26 +80,81 @@ class Point:
 def point_of(request: PolicyInput, zone: int) -> Point:
     """A request that comes from a zone, as a point."""
     caller = Word(request.caller.trust_domain, request.caller.path)
-    if request.target.kind == "key":
-        return Point(caller, request.operation, "key", request.target.id, None, request.algorithm, zone)
-    if not request.target.workload:
-        return Point(caller, request.operation, "record", "", None, request.algorithm, zone)
-    trail = SpiffeId.parse(request.target.workload)
-    return Point(caller, request.operation, "trail", "", Word(trail.trust_domain, trail.path), request.algorithm, zone)
+    target = request.target
+    kind = "record" if target.kind == "trail" and not target.workload else target.kind
+    who = SpiffeId.parse(target.workload) if target.workload else None
+    word = Word(who.trust_domain, who.path) if who else None
+    return Point(caller, request.operation, kind, target.id, word, request.algorithm, zone)
 
 
-def boxes_of(rule: Grant | Deny, networks: Networks, zones: Zones) -> Iterator[Box]:
-    """What a rule covers."""
-    is_deny = isinstance(rule, Deny)
+def boxes_of(rule: Grant | Deny, rules: Rules, zones: Zones) -> Iterator[Box]:
+    """What a rule covers: what it says itself, and for a grant with a quorum the approvals of that."""
     operations = set(rule.operations or OPERATIONS)
-    if not is_deny and operations & SIGNING:
+    if isinstance(rule, Grant) and operations & SIGNING:
         operations.add("read-key")  # who may sign with a key may read its public half
-    places = zones.of(networks, rule.networks)
+    places = zones.of(rules.networks, rule.networks)
     for operation in sorted(operations):
-        algorithms = _algorithms(rule, operation, is_deny=is_deny)
-        for target in _targets(rule, operation, is_deny=is_deny) if algorithms else ():
-            for text in rule.workloads:
-                yield Box(rule.id, Pattern.parse(text), operation, target, algorithms, places)
+        algorithms = _algorithms(rule, operation)
+        for kind in _KINDS[operation] if algorithms else ():
+            for target in targets_of(rule, kind):
+                for text in rule.workloads:
+                    yield Box(rule.id, Pattern.parse(text), operation, target, algorithms, places)
+    if isinstance(rule, Grant) and APPROVE in OPERATIONS:
+        yield from approvals_of(rule, operations, rules, zones)
+
+
+def approvals_of(grant: Grant, operations: Iterable[str], rules: Rules, zones: Zones) -> Iterator[Box]:
+    """Whoever is in a group of a quorum may approve what that grant covers, from anywhere."""
+    if not isinstance(grant.quorum, Quorum):
+        return
+    people = {person for stage in grant.quorum.in_stages() for person in rules.people_of(stage.of)}
+    named = [("key", key) for key in grant.keys]
+    named += [("change", each) for each in sorted(operations)] if "admin-policy" in OPERATIONS else []
+    for identity in sorted(identity for person in people for identity in rules.people[person]):
+        for kind, name in named:
+            for text in grant.workloads:
+                target = Target(kind, name, Pattern.parse(text))
+                yield Box(grant.id, Pattern.parse(identity), APPROVE, target, _NO_ALGORITHM, zones.everywhere)
+
+
+def targets_of(rule: Grant | Deny, kind: str) -> Iterator[Target]:
+    """The targets of one kind that a rule names; for a deny that names none at all, every one of that kind."""
+    is_deny = isinstance(rule, Deny)
+    if is_deny and not names_targets(rule):
+        yield Target(kind, ANY_NAME if kind in {*_NAMES, "change"} else "")
+    elif kind in _NAMES:
+        yield from (Target(kind, name) for name in _listed(rule, _NAMES[kind]))
+    elif kind in _PATTERNS:
+        yield from (Target(kind, who=Pattern.parse(text)) for text in _listed(rule, _PATTERNS[kind]))
+    elif kind in _WHOLES:
+        texts = _listed(rule, _WHOLES[kind])
+        if ANYBODY in texts or (is_deny and texts):
+            yield Target(kind)
+    elif kind == "policy" and "admin-policy" in rule.operations:
+        yield Target(kind)
+    elif kind == "change" and not is_deny:
+        yield from (Target(kind, name) for name in rule.operations)
+
+
+def names_targets(rule: Grant | Deny) -> bool:
+    """Whether a rule says which targets it is about."""
+    return any(_listed(rule, field) for field in (*_NAMES.values(), *_PATTERNS.values()))
+
+
+def _listed(rule: Grant | Deny, field: str) -> tuple[str, ...]:
+    """What a selector lists; nothing where the grant language has no such selector."""
+    listed: tuple[str, ...] = getattr(rule, field, ())
+    return listed
+
+
+def is_on(target: Target, point: Point) -> bool:
+    """Whether a request is about a target."""
+    if target.kind == "own-trail":
+        return point.kind == "own-trail" or (point.kind == "trail" and point.who == point.workload and point.workload.is_concrete)
+    kinds = {"trail", "own-trail"} if target.kind == "trail" else {target.kind}
+    if point.kind not in kinds or target.name not in {ANY_NAME, point.name}:
+        return False
+    return target.who.is_anybody or (point.who is not None and fits(target.who, point.who))
 
 
 def all_rules(rules: Rules) -> tuple[Grant | Deny, ...]:
@@ -104,22 +167,11 @@ def own_trail(zones: Zones) -> Box:
     return Box("own-trail", ANYBODY_PATTERN, "read-audit", OWN_TRAIL, _NO_ALGORITHM, zones.everywhere)
 
 
-def _algorithms(rule: Grant | Deny, operation: str, *, is_deny: bool) -> frozenset[str]:
-    """For reading, no algorithm is named: a deny of algorithms is about signing alone."""
+def _algorithms(rule: Grant | Deny, operation: str) -> frozenset[str]:
+    """Only signing names an algorithm: a deny of algorithms is about signing alone."""
     if operation in SIGNING:
         return frozenset(each.value for each in rule.algorithms) or _ALGORITHMS
-    return frozenset() if is_deny and rule.algorithms else _NO_ALGORITHM
-
-
-def _targets(rule: Grant | Deny, operation: str, *, is_deny: bool) -> Iterator[Target]:
-    is_any = is_deny and not (rule.keys or rule.trails)
-    if operation != "read-audit":
-        yield from (Target("key", name) for name in (rule.keys or ((_ANY_KEY,) if is_any else ())))
-        return
-    trails = [Pattern.parse(text) for text in rule.trails] or ([ANYBODY_PATTERN] if is_any else [])
-    yield from (Target("trail", trails=each) for each in trails)
-    if any(each.is_anybody for each in trails) or (is_deny and trails):
-        yield RECORD  # who may not read one trail may not read the whole
+    return frozenset() if isinstance(rule, Deny) and rule.algorithms else _NO_ALGORITHM
 
 
 def intersection(one: Box, other: Box) -> Box | None:
@@ -142,16 +194,13 @@ def _targets_meet(one: Target, other: Target) -> tuple[Target, Pattern] | None:
     """The common target, and whom it leaves: the own trail is in a pattern of trails only for those who are in the pattern."""
     kinds = {one.kind, other.kind}
     if kinds == {"own-trail", "trail"}:
-        return OWN_TRAIL, (other if one.kind == "own-trail" else one).trails
-    if len(kinds) > 1:
+        return OWN_TRAIL, (other if one.kind == "own-trail" else one).who
+    names = {one.name, other.name}
+    if len(kinds) > 1 or (len(names) > 1 and ANY_NAME not in names):
         return None
-    if one.kind == "key" and one.name != other.name:
-        names = {one.name, other.name} - {_ANY_KEY}
-        return (Target("key", names.pop()), ANYBODY_PATTERN) if len(names) == 1 else None
-    if one.kind == "trail":
-        trails = meet(one.trails, other.trails)
-        return (replace(one, trails=trails), ANYBODY_PATTERN) if trails else None
-    return one, ANYBODY_PATTERN
+    who = meet(one.who, other.who)
+    name = one.name if one.name != ANY_NAME else other.name
+    return (Target(one.kind, name, who), ANYBODY_PATTERN) if who else None
 
 
 def contains(box: Box, point: Point) -> bool:
@@ -160,21 +209,9 @@ def contains(box: Box, point: Point) -> bool:
         box.operation == point.operation
         and point.algorithm in box.algorithms
         and point.zone in box.zones
-        and _is_on(box.target, point)
+        and is_on(box.target, point)
         and fits(box.workloads, point.workload)
     )
-
-
-def _is_on(target: Target, point: Point) -> bool:
-    match target.kind:
-        case "key":
-            return point.kind == "key" and target.name in (_ANY_KEY, point.key)
-        case "record":
-            return point.kind == "record"
-        case "own-trail":
-            return (point.kind == "trail" and point.trail == point.workload and point.workload.is_concrete) or point.kind == "own-trail"
-        case _:
-            return point.kind in {"trail", "own-trail"} and point.trail is not None and fits(target.trails, point.trail)
 
 
 def remainder(box: Box, covering: Iterable[Box]) -> tuple[list[Box], list[Box]]:
@@ -206,17 +243,14 @@ def is_covered(box: Box, covering: Iterable[Box]) -> bool:
 
 def _points(box: Box, near: Sequence[Box]) -> Iterator[Point]:
     """The representatives of a box against some others; algorithm and zone are left open."""
-    depth = depth_of(pattern for each in near for pattern in (each.workloads, each.target.trails))
+    depth = depth_of(pattern for each in near for pattern in (each.workloads, each.target.who))
+    name = FRESH if box.target.name == ANY_NAME else box.target.name
     for word in words(box.workloads, depth):
-        match box.target.kind:
-            case "key":
-                name = FRESH if box.target.name == _ANY_KEY else box.target.name
-                yield Point(word, box.operation, "key", name, None, "", 0)
-            case "trail":
-                for trail in words(box.target.trails, depth):
-                    yield Point(word, box.operation, "trail", "", trail, "", 0)
-            case kind:
-                yield Point(word, box.operation, kind, "", word if kind == "own-trail" else None, "", 0)
+        if box.target.kind == "own-trail":
+            yield Point(word, box.operation, "own-trail", "", word, "", 0)
+            continue
+        for who in words(box.target.who, depth):
+            yield Point(word, box.operation, box.target.kind, name, who, "", 0)
 
 
 class BoxIndex:
@@ -237,7 +271,7 @@ class BoxIndex:
             if pattern.path and pattern.path[0] != "*":
                 places.append(("prefix", f"{pattern.trust_domain}/{pattern.path[0]}"))
         kinds = {"trail", "own-trail"} if target.kind in {"trail", "own-trail"} else {target.kind}
-        names = {target.name, _ANY_KEY} if target.kind == "key" else {""}
+        names = {target.name, ANY_NAME}
         for kind in kinds:
             for name in names:
                 shelf = self._boxes.get((box.operation, kind, name), {})
@@ -246,10 +280,10 @@ class BoxIndex:
 
     def meeting(self, box: Box) -> list[Box]:
         """Every box that has something in common with this one."""
-        if box.target.kind == "key" and box.target.name == _ANY_KEY:
-            shelves = [each for (operation, kind, _), each in self._boxes.items() if (operation, kind) == (box.operation, "key")]
+        kinds = {"trail", "own-trail"} if box.target.kind in {"trail", "own-trail"} else {box.target.kind}
+        if box.target.name == ANY_NAME:
+            shelves = [each for (operation, kind, _), each in self._boxes.items() if operation == box.operation and kind in kinds]
         else:
-            kinds = {"trail", "own-trail"} if box.target.kind in {"trail", "own-trail"} else {box.target.kind}
-            names = {box.target.name, _ANY_KEY} if box.target.kind == "key" else {""}
+            names = (box.target.name, ANY_NAME)
             shelves = [self._boxes.get((box.operation, kind, name), {}) for kind in kinds for name in names]
         return [each for shelf in shelves for boxes in shelf.values() for each in boxes if intersection(box, each)]

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from keybroker.authority.policy.grants import OWN_TRAIL, Deny, Grant
+from keybroker.authority.policy.grants import OWN_TRAIL, Deny, Grant, Quorum, Rules
 from keybroker.authority.policy.pattern import Pattern
 from keybroker.authority.trial.asking import bytes_of
 from keybroker.authority.trial.candidate import Candidate
 from keybroker.authority.trial.demands import demands_of_all
-from keybroker.authority.trial.region import SIGNING, all_rules
-from keybroker.authority.trial.shapes import Word, fits
-from keybroker.authority.trial.words import listed
+from keybroker.authority.trial.region import APPROVE, SIGNING, Target, all_rules, is_on, names_targets, point_of, targets_of
+from keybroker.authority.trial.shapes import ANYBODY_PATTERN, Word, fits
+from keybroker.authority.trial.words import listed, target_words
+from keybroker.authority.trial.zones import ELSEWHERE
 from keybroker.model.decision import Decision, PolicyInput, Verdict
-from keybroker.model.identity import SpiffeId
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +103,27 @@ def _agrees(decision: Decision, readings: list[Reading], request: PolicyInput) -
 
 def _reading(candidate: Candidate, rule: Grant | Deny, request: PolicyInput) -> Reading:
     is_deny = isinstance(rule, Deny)
+    if isinstance(rule, Grant) and request.operation == APPROVE:
+        return Reading(rule.id, is_deny, candidate.places.rule(rule.id), _approval(candidate.rules, rule, request))
     found = [_workloads(rule, request), _target(rule, request), _operations(rule, request), _algorithms(rule, request)]
     if rule.networks:
         found.append(_networks(rule, request))
     return Reading(rule.id, is_deny, candidate.places.rule(rule.id), tuple(each for each in found if each))
+
+
+def _approval(rules: Rules, grant: Grant, request: PolicyInput) -> tuple[Fit, ...]:
+    """How a grant takes an approval: by the people of its quorum, and by who asked for what."""
+    stages = grant.quorum.in_stages() if isinstance(grant.quorum, Quorum) else ()
+    people = rules.people_of(tuple(name for stage in stages for name in stage.of))
+    person = rules.person_of(request.caller.spiffe_id)
+    quorum = Fit(
+        "quorum", person in people, f"the caller is {person or 'nobody by name'}, {'of' if person in people else 'not of'} {listed(people)}"
+    )
+    point = point_of(request, ELSEWHERE)
+    patterns = [Pattern.parse(text) for text in grant.workloads]
+    has_asked = point.who is not None and any(fits(each, point.who) for each in patterns)
+    asked = Fit("workloads", has_asked, f"{request.target.workload} has asked, {'in' if has_asked else 'not in'} {listed(grant.workloads)}")
+    return quorum, asked, *([target] if (target := _target(grant, request)) else ())
 
 
 def _workloads(rule: Grant | Deny, request: PolicyInput) -> Fit:
@@ -119,22 +136,13 @@ def _workloads(rule: Grant | Deny, request: PolicyInput) -> Fit:
 
 def _target(rule: Grant | Deny, request: PolicyInput) -> Fit | None:
     """None for a deny of everything."""
-    target = request.target
-    if isinstance(rule, Deny) and not (rule.keys or rule.trails):
+    if isinstance(rule, Deny) and not names_targets(rule):
         return None
-    if target.kind == "key":
-        is_named = rule.keys == ("*",) or target.id in rule.keys
-        what = f"the key {target.id}"
-        names = "every key" if rule.keys == ("*",) else listed(rule.keys)
-    elif not target.workload:
-        is_named = "**" in rule.trails or (isinstance(rule, Deny) and bool(rule.trails))
-        what, names = "the whole record", listed(rule.trails)
-    else:
-        trail = SpiffeId.parse(target.workload)
-        word = Word(trail.trust_domain, trail.path)
-        is_named = any(fits(Pattern.parse(text), word) for text in rule.trails)
-        what, names = f"the trail of {target.workload}", listed(rule.trails)
-    return Fit("target", is_named, f"{what} is {'in' if is_named else 'not in'} {names}")
+    point = point_of(request, ELSEWHERE)
+    named = list(targets_of(rule, point.kind))
+    is_named = any(is_on(each, point) for each in named)
+    what = target_words(Target(point.kind, point.name, Pattern.parse(request.target.workload) if point.who else ANYBODY_PATTERN))
+    return Fit("target", is_named, f"{what} is {'in' if is_named else 'not in'} {listed(map(target_words, named))}")
 
 
 def _operations(rule: Grant | Deny, request: PolicyInput) -> Fit | None:

@@ -76,7 +76,7 @@ def test_boxes_hold_the_requests_that_their_rules_match(seed: int) -> None:
     maker = PolicyMaker(seed)
     rules = maker.rules()
     zones = Zones(rules.networks)
-    boxes = {rule.id: list(boxes_of(rule, rules.networks, zones)) for rule in all_rules(rules)}
+    boxes = {rule.id: list(boxes_of(rule, rules, zones)) for rule in all_rules(rules)}
     for _ in range(200):
         request, address = maker.request(), maker.address()
         asked = json.loads(seen_from(request, rules, address))
@@ -95,7 +95,7 @@ def test_remainder_and_intersection_are_those_of_the_requests(seed: int) -> None
     grants, denies = tuple(maker.grant(f"g{number}") for number in range(5)), tuple(maker.deny(f"d{number}") for number in range(3))
     rules = Rules(grants, denies, maker.networks(), ())
     zones = Zones(rules.networks)
-    boxes = [own_trail(zones), *(box for rule in all_rules(rules) for box in boxes_of(rule, rules.networks, zones))]
+    boxes = [own_trail(zones), *(box for rule in all_rules(rules) for box in boxes_of(rule, rules, zones))]
     points = [point_of(maker.request(), zones.at(maker.address())) for _ in range(300)]
 
     def holds(them: Iterable[Box], point: Point) -> bool:

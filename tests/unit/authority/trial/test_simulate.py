@@ -86,7 +86,7 @@ def test_selectors_say_which_fit_and_which_do_not(tmp_path: Path) -> None:
     texts = {fit.selector: (fit.fits, fit.text) for fit in simulation.readings[1].fits}
     assert texts == {
         "workloads": (True, f"the caller {API} is in spiffe://example.org/payments/*"),
-        "target": (True, "the key orders is in orders"),
+        "target": (True, "orders is in orders"),
         "operations": (True, "sign is named"),
         "algorithms": (False, "ES384 is not in ES256"),
     }
