@@ -18,6 +18,10 @@ DOMAINS = ("example.org", "example.com")
 SEGMENTS = ("a", "b", "c")
 KEYS = ("orders", "release")
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+GRANTED = tuple(each for each in OPERATIONS if str(each) != "approve")  # which is granted by a place in a group
+KEY_OPERATIONS = {"sign", "sign-digest", "read-key"}
+FREEZING = {"freeze", "unfreeze"}
+TOKENS = ("blue", "green")
 ALGORITHMS = (Algorithm.ES256, Algorithm.PS256, Algorithm.ED25519)
 RANGES = tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "10.1.0.0/16", "10.2.0.0/16", "192.0.2.0/24", "2001:db8::/32")))
 ADDRESSES = ("10.1.0.1", "10.2.0.1", "10.9.0.1", "192.0.2.1", "2001:db8::1", "198.51.100.1", "2001:db9::1")
@@ -62,16 +66,25 @@ class PolicyMaker:
         return {name: self.some(RANGES) for name in NAMES}
 
     def grant(self, name: str) -> Grant:
-        operations = self.some(OPERATIONS)
+        operations = set(self.some(GRANTED))
         signs = not {"sign", "sign-digest"}.isdisjoint(operations)
+        freezes = not FREEZING.isdisjoint(operations)
+        targets: dict[str, Any] = {}
+        if operations & KEY_OPERATIONS or (freezes and self.random.random() < 0.5):
+            targets["keys"] = self.keys()
+        if "read-audit" in operations:
+            targets["trails"] = self.patterns()
+        if freezes:
+            targets |= {"subjects": self.patterns(), "tokens": self.maybe(TOKENS, 0.5)}
+        if "break-glass" in operations:
+            targets["waives"] = self.some(("g0", "g1"))
         return Grant(
             id=name,
             workloads=self.patterns(),
-            operations=operations,
-            keys=self.keys() if set(operations) != {"read-audit"} else (),
+            operations=tuple(sorted(operations)),
             algorithms=self.some(ALGORITHMS) if signs else (),
-            trails=self.patterns() if "read-audit" in operations else (),
             networks=self.maybe(NAMES, 0.3),
+            **targets,
             **self.demands(signs=signs),
         )
 
@@ -91,14 +104,19 @@ class PolicyMaker:
         return demands
 
     def deny(self, name: str) -> Deny:
+        targets: dict[str, Any] = {
+            "keys": self.keys() if self.random.random() < 0.4 else (),
+            "trails": self.patterns() if self.random.random() < 0.3 else (),
+        }
+        if "freeze" in OPERATIONS and self.random.random() < 0.3:
+            targets |= {"subjects": self.patterns(), "tokens": self.maybe(TOKENS, 0.5), "waives": self.maybe(("g0", "g1"), 0.5)}
         return Deny(
             id=name,
             workloads=self.patterns(),
             operations=self.maybe(OPERATIONS, 0.5),
-            keys=self.keys() if self.random.random() < 0.4 else (),
             algorithms=self.maybe(ALGORITHMS, 0.3),
-            trails=self.patterns() if self.random.random() < 0.3 else (),
             networks=self.maybe(NAMES, 0.3),
+            **targets,
         )
 
     def changed(self, rules: Rules) -> Rules:
@@ -138,28 +156,54 @@ class PolicyMaker:
 
     def request(self) -> PolicyInput:
         """From no network yet: `seen_from` says from which."""
-        caller = self.identity()
-        operation = self.random.choice(OPERATIONS)
-        if operation == "read-audit":
-            target = TargetInput("trail", "", self.random.choice(("", caller.text, self.identity().text, self.identity().text)))
-        else:
-            target = TargetInput("key", self.random.choice((*KEYS, "other")))
-        algorithm = self.random.choice(ALGORITHMS).value if operation.startswith("sign") else ""
+        operation: str = self.random.choice(OPERATIONS)
+        caller = self.approver() if operation == "approve" else self.identity()
+        algorithm = self.random.choice(ALGORITHMS).value if operation in {"sign", "sign-digest"} else ""
+        target = self.target(operation, caller)
         return PolicyInput(CallerInput(caller.text, caller.trust_domain, caller.path, ()), operation, target, algorithm=algorithm)
 
+    def approver(self) -> SpiffeId:
+        """Mostly somebody with a name."""
+        return SpiffeId.parse(self.random.choice([*(each for identities in PEOPLE.values() for each in identities), self.identity().text]))
+
+    def target(self, operation: str, caller: SpiffeId) -> TargetInput:
+        """Something that the operation is about."""
+        key = TargetInput("key", self.random.choice((*KEYS, "other")))
+        match operation:
+            case "read-audit":
+                return TargetInput("trail", "", self.random.choice(("", caller.text, self.identity().text, self.identity().text)))
+            case "approve":
+                change = TargetInput("change", self.random.choice(("unfreeze", "admin-policy")))
+                about = self.random.choice((key, change)) if "admin-policy" in OPERATIONS else key
+                return msgspec.structs.replace(about, workload=self.identity().text)
+            case "freeze" | "unfreeze":
+                others = (TargetInput("workload", "", self.identity().text), TargetInput("token", self.random.choice(TOKENS)))
+                return self.random.choice((key, *others, TargetInput("everything")))
+            case "admin-policy":
+                return TargetInput("policy")
+            case "break-glass":
+                return TargetInput("grant", self.random.choice(("g0", "g1", "g2")))
+            case _:
+                return key
+
     def near(self, *policies: Rules) -> PolicyInput:
-        """A request that some grant of some policies covers, as far as denies and networks let it."""
+        """A request that some grant of some policies covers, or that somebody may approve, as far as denies and networks let it."""
         grants = [grant for rules in policies for grant in rules.grants]
         if not grants or self.random.random() < 0.3:
             return self.request()
         grant = self.random.choice(grants)
-        caller = self.within(self.random.choice(grant.workloads))
-        operation = self.random.choice(grant.operations)
+        operation: str = self.random.choice(grant.operations)
+        if grant.quorum and "approve" in OPERATIONS and self.random.random() < 0.3:
+            operation = "approve"
+        caller = self.approver() if operation == "approve" else self.within(self.random.choice(grant.workloads))
+        target = self.target(operation, caller)
         if operation == "read-audit":
             target = TargetInput("trail", "", self.within(self.random.choice(grant.trails)).text)
-        else:
-            target = TargetInput("key", self.random.choice(grant.keys).replace("*", "other"))
-        algorithm = self.random.choice(grant.algorithms).value if operation.startswith("sign") else ""
+        elif target.kind == "key" and grant.keys:
+            target = msgspec.structs.replace(target, id=self.random.choice(grant.keys).replace("*", "other"))
+        if operation == "approve":
+            target = msgspec.structs.replace(target, workload=self.within(self.random.choice(grant.workloads)).text)
+        algorithm = self.random.choice(grant.algorithms).value if operation in {"sign", "sign-digest"} else ""
         return PolicyInput(CallerInput(caller.text, caller.trust_domain, caller.path, ()), operation, target, algorithm=algorithm)
 
     def within(self, pattern: str) -> SpiffeId:

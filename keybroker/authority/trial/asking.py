@@ -9,7 +9,7 @@ import msgspec
 
 from keybroker.audit.leaf import canonical
 from keybroker.authority.policy.grants import Rules
-from keybroker.authority.trial.region import OPERATIONS, SIGNING
+from keybroker.authority.trial.region import OPERATIONS, SIGNING, TARGET_KINDS
 from keybroker.errors import ConfigError
 from keybroker.model.decision import CallerInput, ContentInput, KeyInput, PolicyInput, TargetInput
 from keybroker.model.identity import SpiffeId, SpiffeIdError
@@ -148,9 +148,9 @@ def _check_identity(request: PolicyInput) -> None:
     caller = _identity("caller.spiffe_id", request.caller.spiffe_id)
     is_same = (caller.trust_domain, caller.path) == (request.caller.trust_domain, request.caller.path)
     _require("caller", "spiffe_id, trust_domain and path name different identities", holds=is_same)
-    if request.target.kind == "trail" and request.target.workload:
+    if request.target.workload:
         _identity("target.workload", request.target.workload)
-    _require("target.kind", "key or trail", holds=request.target.kind in {"key", "trail"})
+    _require("target.kind", _one_of(TARGET_KINDS), holds=request.target.kind in TARGET_KINDS)
 
 
 def _identity(field: str, text: str) -> SpiffeId:

@@ -196,7 +196,10 @@ def test_something_is_superfluous_in_the_random_policies() -> None:
     for seed in range(25):
         maker = PolicyMaker(seed)
         rules = maker.rules()
-        rules = Rules(rules.grants, (*rules.denies, *(maker.deny(f"x{each}") for each in range(4))), rules.networks, ())
+        grants = (*rules.grants, *(maker.grant(f"y{each}") for each in range(6)))
+        rules = Rules(
+            grants, (*rules.denies, *(maker.deny(f"x{each}") for each in range(4))), rules.networks, (), rules.people, rules.groups
+        )
         seen |= {each.code for each in checks._Reach(Candidate(rules, default_engine(rules), Places(()))).findings()}
     assert seen >= SUPERFLUOUS | {"partly-unreachable-grant", "idle-deny"}
 
