@@ -9,7 +9,7 @@ from typing import Any, get_args
 import msgspec
 
 from keybroker.audit.leaf import canonical
-from keybroker.authority.policy.grants import Deny, Grant, Hours, LimitRule, Network, Operation, Quorum, Rules
+from keybroker.authority.policy.grants import Deny, Grant, Hours, LimitRule, Network, Operation, Quorum, Rules, Stage
 from keybroker.model.decision import CallerInput, PolicyInput, TargetInput
 from keybroker.model.identity import SpiffeId
 from keybroker.model.key import Algorithm
@@ -98,7 +98,7 @@ class PolicyMaker:
         if signs and self.random.random() < 0.2:
             demands["hours"] = (Hours(days=self.random.choice(("mon", "mon-fri")), opens="08:00", closes="18:00", zone="UTC"),)
         if signs and self.random.random() < 0.2:
-            demands["quorum"] = Quorum(approvals=self.random.randint(1, 2), of=self.some(tuple(GROUPS)), expires="1h")
+            demands["quorum"] = Quorum(stages=(Stage(approvals=self.random.randint(1, 2), of=self.some(tuple(GROUPS))),), expires="1h")
         if demands and self.random.random() < 0.3:
             demands["observe_only"] = True
         return demands

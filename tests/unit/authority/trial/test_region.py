@@ -84,7 +84,7 @@ def test_boxes_hold_the_requests_that_their_rules_match(seed: int) -> None:
         for deny in rules.denies:
             assert any(contains(box, point) for box in boxes[deny.id]) == policy_model.refuses(deny, asked), (deny, asked)
         held = sorted(grant.id for grant in rules.grants if any(contains(box, point) for box in boxes[grant.id]))
-        given = policy_model.expected(Rules(rules.grants, (), rules.networks, ()), asked).grants
+        given = policy_model.expected(Rules(rules.grants, (), rules.networks, (), rules.people, rules.groups), asked).grants
         assert held == [name for name in given if name != "own-trail"], asked
         assert contains(own_trail(zones), point) == ("own-trail" in given), asked
 
