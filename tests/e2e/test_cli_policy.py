@@ -35,6 +35,8 @@ def test_check_fails_on_errors_and_only_when_strict_on_warnings(world: World, tm
     assert done.returncode == 1
     finding, _ = json.loads(done.stdout)["findings"]
     assert (finding["severity"], finding["code"], finding["where"]) == ("warning", "unknown-key", f"{unknown}/a.yaml:4")
+    cannot = write(tmp_path / "cannot", GOOD.replace("ES256", "PS256"))
+    assert "it is a key of the family ec-p256, which cannot do PS256" in run("check", cannot, "--config", world.config_file).stdout
     broken = run("check", write(tmp_path / "broken", GOOD + "grant: []\n"))
     assert broken.returncode == 1
     assert f"error: {tmp_path}/broken/a.yaml:7: grant: unknown field" in broken.stdout
@@ -138,3 +140,14 @@ def test_replay_without_one_record_to_read_is_wrong_usage(world: World, tmp_path
     for words in ((), ("--state", world.state, "--export", "x"), ("--state", world.state, "--since", "soon")):
         assert run("replay", grants, *words).returncode == 2, words
     assert run("replay", grants, "--export", tmp_path / "gone").returncode == 1
+
+
+def test_shell_completes_the_commands_and_their_options() -> None:
+    for words, wanted in (("keybroker policy ", "replay"), ("keybroker policy diff --", "--json")):
+        environment = clean_environment() | {
+            "_KEYBROKER_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split(" ")) - 1),
+        }
+        done = subprocess.run([str(PROGRAM)], capture_output=True, text=True, check=False, timeout=60, env=environment)
+        assert wanted in done.stdout.split(), done

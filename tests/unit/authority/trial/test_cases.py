@@ -12,6 +12,7 @@ from keybroker.authority.trial.candidate import Candidate
 from keybroker.errors import ConfigError
 from tests.policies import GOOD
 
+EXAMPLES = Path(__file__).parents[4] / "policies" / "examples"
 DENY = 'denies:\n  - {id: not-ci, workloads: ["spiffe://example.org/ci/**"]}\n'
 SIGNS = "workload: spiffe://example.org/payments/api, key: orders, algorithm: ES256"
 CI = "workload: spiffe://example.org/ci/x, key: orders, algorithm: ES256"
@@ -79,6 +80,12 @@ def test_files_of_a_directory_are_run_all_together(candidate: Candidate, tmp_pat
     assert [each.where for each in cases.run(candidate, tmp_path / "t")] == [f"{tmp_path}/t/a.yaml:2", f"{tmp_path}/t/b.yaml:2"]
     with pytest.raises(ConfigError, match="cannot be read"):
         cases.run(candidate, tmp_path / "gone")
+
+
+def test_examples_answer_as_their_cases_say() -> None:
+    results = cases.run(candidates.load(EXAMPLES), EXAMPLES / cases.DIRECTORY)
+    assert len(results) > 5
+    assert [each for each in results if each.faults] == []
 
 
 def test_tests_beside_grants_are_not_read_as_grants(candidate: Candidate, tmp_path: Path) -> None:
