@@ -97,13 +97,13 @@ def judge(demands: Demands, limits: Limits, moment: Moment, record_us: int) -> J
 
 
 def require_open(obligations: tuple[Obligation, ...], timekeeper: Timekeeper) -> None:
-    """What is looked at again once the units are taken: the clock and the hours. There is no grace.
+    """What is looked at again once the units are taken: hours and moments, and the clock that they need. There is no grace.
 
     Raises:
         UnmetError: not any more.
     """
     for obligation in obligations:
-        if is_about_time(obligation) and not obligation.observe_only:
+        if (obligation.hours or obligation.not_before or obligation.not_after) and not obligation.observe_only:
             moment = timekeeper.look()
             closed = _closed(obligation, moment, moment.time_us)
             if closed:

@@ -69,22 +69,24 @@ class Timekeeper:
         self._clock = clock
         self._max_gap_us = max_gap_s * 1_000_000
         self._lock = threading.Lock()
-        self._boot = clock.boot()
+        self._boot = clock.boot() or str(ULID())  # a host that does not say: then each run is a boot of its own
         time_us, uptime_us = self._read()
         if row is None and not last_us:
             row = ClockRow(self._boot, uptime_us, time_us, time_us)
-        self._row = self._anchor = row or ClockRow("", 0, last_us, last_us)  # `_anchor` is what the clock is compared with
+        self._row = row or ClockRow("", 0, last_us, last_us)  # when the clock was right, before what it is distrusted for
+        self._anchor = self._row  # what the clock is compared with
         self._distrusted = self._row.distrusted
         self._offset_us = self._row.steady_us - uptime_us  # of steady time against uptime
         self._is_due = True
         if self._is_same_boot(uptime_us):
             self._offset_us = self._row.steady_us - self._row.uptime_us
             if not self._distrusted:
-                self._compare(time_us, uptime_us)
+                self._compare(time_us, uptime_us, self._row)
         elif not self._distrusted:
             self._judge_gap(time_us - self._row.time_us)
         if not self._distrusted:
-            self._row = self._anchor = ClockRow(self._boot, uptime_us, time_us, self._offset_us + uptime_us)
+            self._anchor = self._row_of(time_us, uptime_us)
+        self._right_us = (time_us, uptime_us)  # the last look at which the clock was right, while it is trusted
         self._saved_us = uptime_us
 
     @property
@@ -97,18 +99,21 @@ class Timekeeper:
         with self._lock:
             time_us, uptime_us = self._read()
             if not self._distrusted:
-                self._compare(time_us, uptime_us)
+                self._compare(time_us, uptime_us, None)
             if not self._distrusted:
-                self._row = ClockRow(self._boot, uptime_us, time_us, self._offset_us + uptime_us)
+                self._right_us = (time_us, uptime_us)
                 if uptime_us - self._anchor.uptime_us > _ANCHOR_US:
-                    self._anchor = self._row
+                    self._anchor = self._row_of(time_us, uptime_us)
             if uptime_us - self._saved_us > _SAVE_US:
                 self._is_due = True
             return Moment(time_us, self._offset_us + uptime_us, self._distrusted)
 
     def due(self) -> ClockRow | None:
         """What the store should keep, if it is time to; None otherwise. It is due until `saved` is called."""
-        return self._row if self._is_due else None
+        if not self._is_due:
+            return None
+        with self._lock:
+            return self._row if self._distrusted else self._row_of(*self._right_us)
 
     def saved(self, row: ClockRow) -> None:
         """The store has kept a row."""
@@ -124,11 +129,14 @@ class Timekeeper:
                 passed_us = max(0, time_us - self._row.time_us)
                 self._offset_us = max(self._offset_us, self._row.steady_us + passed_us - uptime_us)
             self._distrusted = ""
-            self._row = self._anchor = ClockRow(self._boot, uptime_us, time_us, self._offset_us + uptime_us)
+            self._right_us, self._anchor = (time_us, uptime_us), self._row_of(time_us, uptime_us)
             self._is_due = True
 
     def _is_same_boot(self, uptime_us: int) -> bool:
-        return bool(self._boot) and self._row.boot == self._boot and self._row.uptime_us <= uptime_us
+        return self._row.boot == self._boot and self._row.uptime_us <= uptime_us
+
+    def _row_of(self, time_us: int, uptime_us: int) -> ClockRow:
+        return ClockRow(self._boot, uptime_us, time_us, self._offset_us + uptime_us)
 
     def _read(self) -> tuple[int, int]:
         """Time of day and uptime, read at once: a process that was stopped in between would see a jump where there is none."""
@@ -141,23 +149,24 @@ class Timekeeper:
             before_us = uptime_us
         return self._clock.now_us(), before_us
 
-    def _compare(self, time_us: int, uptime_us: int) -> None:
-        """With where the clock should be by uptime."""
+    def _compare(self, time_us: int, uptime_us: int, row: ClockRow | None) -> None:
+        """With where the clock should be by uptime. `row` is when it was last right; None for the last look."""
         passed_us = uptime_us - self._anchor.uptime_us
         ahead_us = time_us - self._anchor.time_us - passed_us
         if abs(ahead_us) > STEP_US + passed_us // _DRIFT:
-            self._distrust(f"the clock was set {'forward' if ahead_us > 0 else 'back'} by {abs(ahead_us) // 1_000_000} s")
+            self._distrust(f"the clock was set {'forward' if ahead_us > 0 else 'back'} by {abs(ahead_us) // 1_000_000} s", row)
 
     def _judge_gap(self, gap_us: int) -> None:
         """How long it was over a boot, by the only clock that there is then."""
         if gap_us < -STEP_US:
-            self._distrust(f"after a boot the clock is {-gap_us // 1_000_000} s before the broker last looked at it")
+            self._distrust(f"after a boot the clock is {-gap_us // 1_000_000} s before the broker last looked at it", self._row)
         elif gap_us > self._max_gap_us:
-            self._distrust(f"after a boot the clock is {gap_us // 1_000_000} s after the broker last looked at it")
+            self._distrust(f"after a boot the clock is {gap_us // 1_000_000} s after the broker last looked at it", self._row)
         else:
             self._offset_us += max(0, gap_us)
 
-    def _distrust(self, what: str) -> None:
+    def _distrust(self, what: str, row: ClockRow | None) -> None:
+        row = row or self._row_of(*self._right_us)
         self._distrusted = f"{ULID()} {what}"
-        self._row = ClockRow(self._row.boot, self._row.uptime_us, self._row.time_us, self._row.steady_us, self._distrusted)
+        self._row = ClockRow(row.boot, row.uptime_us, row.time_us, row.steady_us, self._distrusted)
         self._is_due = True

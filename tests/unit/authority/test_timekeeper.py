@@ -25,7 +25,9 @@ def keeper(clock: FixedClock, row: ClockRow | None = None, last_us: int = 0) -> 
 def kept(made: Timekeeper) -> ClockRow:
     """What the store keeps of it."""
     made.look()
-    row = made.due() or made._row
+    made._is_due = True
+    row = made.due()
+    assert row is not None
     made.saved(row)
     return row
 
