@@ -142,6 +142,10 @@ def _show_explanation(explanation: Explanation, *, as_json: bool) -> None:
             ("reasons", ", ".join(explanation.reasons)),
             ("grants", ", ".join(explanation.grants)),
             ("needs", ", ".join(explanation.needs)),
+            *[
+                (f"limit of {each.grant}", f"{each.left} of {each.max} left in {each.window_s} s, per {each.per}")
+                for each in explanation.limits
+            ],
             ("policy", explanation.policy),
         ]
     )

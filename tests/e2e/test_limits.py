@@ -7,6 +7,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import sqlite3
 import statistics
 import subprocess
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from keybroker.client import Client
-from keybroker.clock import from_rfc3339, to_rfc3339
+from keybroker.clock import SystemClock, from_rfc3339, to_rfc3339
 from keybroker.errors import ClockUntrustedError, DeniedError, KeyBrokerError, RateLimitedError
 from tests.worlds import World, kill, make_world, served, until
 
@@ -247,6 +248,8 @@ def test_real_broker_whose_clock_is_set_refuses_what_depends_on_time_until_its_o
             with pytest.raises(RateLimitedError):  # nothing was refilled
                 broker.sign("orders", "ES256", message=b"x")
     assert world.stop() == 0
+    with contextlib.closing(sqlite3.connect(world.state / "keybroker.db")) as db:
+        assert db.execute("SELECT boot FROM clock").fetchone()[0] == SystemClock().boot() != ""  # the walls let it be read
     records = [json.loads(leaf) for leaf in world.leaves()]
     events = [record["body"]["event"] for record in records if record["kind"] == "security"]
     changes = [record["body"] for record in records if record["kind"] == "admin" and record["body"]["change"] == "clock-acknowledged"]

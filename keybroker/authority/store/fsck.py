@@ -109,6 +109,7 @@ class _Examination:
                 pass
             self._check_end()
             self._check_idempotency()
+            self._check_units()
         except sqlite3.DatabaseError as err:
             self._report.add(Finding(self._checker.size, "cannot-be-read", name_of(err)))
         self._report.records = self._checker.size
@@ -213,7 +214,20 @@ class _Examination:
                     self._report.add(Finding(intent, "idempotency-answer"))
             last = rows[-1][0]
 
+    def _check_units(self) -> None:
+        """The rows of each counter follow each other, in number and in time."""
+        if not self._db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'limit_unit'").fetchone():
+            return  # a store that a newer version has not opened yet
+        before: tuple[bytes, int, int, int] = (b"", 0, 0, 0)
+        while rows := self._db.execute(_UNITS, (*before[:2], _PAGE)).fetchall():
+            for counter, seq, units, until_us in rows:
+                is_next = counter == before[0]
+                if units < 1 or seq < units or (is_next and (seq - units < before[1] or until_us < before[3])):
+                    self._report.add(Finding(-1, "units-out-of-order", counter.hex()))
+                before = (counter, seq, units, until_us)
 
+
+_UNITS = "SELECT counter, seq, units, until_us FROM limit_unit WHERE (counter, seq) > (?, ?) ORDER BY counter, seq LIMIT ?"
 _IDEMPOTENCY = (
     "SELECT scope, (SELECT idx FROM record WHERE record.use = idempotency.use AND record.use <> '' AND kind = 'intent'),"
     " (SELECT leaf FROM record WHERE record.use = idempotency.use AND record.use <> '' AND kind = 'outcome'), answer"

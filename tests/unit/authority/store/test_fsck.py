@@ -211,3 +211,22 @@ def test_answer_on_record_is_the_one_that_was_released(tmp_path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         (tmp_path / "lock").unlink()
     assert fsck.check(tmp_path).structure == "ok"  # a store that no broker has locked yet
+
+
+@pytest.mark.parametrize("change", ["units = 0", "units = 3", "seq = seq + 5, units = 7", "until_us = until_us - 100"])
+def test_units_of_limits_that_do_not_follow_each_other_are_found(tmp_path: Path, change: str) -> None:
+    state = whole(tmp_path)
+    with tampering(state) as db:
+        db.executemany("INSERT INTO limit_unit VALUES (?, ?, ?, ?)", [(b"c", seq, 1, 1_000 + 50 * seq) for seq in range(4, 8)])
+        db.execute("INSERT INTO limit_unit VALUES (?, 1, 1, 1)", (b"d",))
+    assert fsck.check(state).found == 0
+    with tampering(state) as db:
+        db.execute(f"UPDATE limit_unit SET {change} WHERE counter = ? AND seq = 7", (b"c",))  # noqa: S608  ours
+    assert [finding.rule for finding in fsck.check(state).findings] == ["units-out-of-order"]
+
+
+def test_store_of_a_version_that_had_no_limits_passes(tmp_path: Path) -> None:
+    state = whole(tmp_path)
+    with tampering(state) as db:
+        db.execute("DROP TABLE limit_unit")
+    assert fsck.check(state).found == 0
