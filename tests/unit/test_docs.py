@@ -261,7 +261,7 @@ def test_grants_are_described_as_they_are_read() -> None:
     for heading, struct in (("Hours", grants.Hours), ("Limits", grants.LimitRule), ("Quorum", grants.Quorum)):
         assert set(names("reference/grants.md", heading)) == fields(struct)
     assert set(names("reference/policy.md", "Obligations")) == fields(Obligation)
-    assert set(names("reference/grants.md", "Operations")) == set(get_args(grants.Operation))
+    assert set(names("reference/grants.md", "Operations")) == set(get_args(grants.Denied))
     not_built = set(_NAME.findall(section("reference/grants.md", "Not there yet").partition("belong to")[0]))
     assert not_built == grants.NOT_BUILT
 

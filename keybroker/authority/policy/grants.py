@@ -15,7 +15,8 @@ from keybroker.model.key import KEY_NAME, Algorithm
 
 OWN_TRAIL = "own-trail"
 
-Operation = Literal["sign", "sign-digest", "read-key", "read-audit", "approve"]
+Operation = Literal["sign", "sign-digest", "read-key", "read-audit"]
+Denied = Literal["sign", "sign-digest", "read-key", "read-audit", "approve"]  # whoever is in a group of a quorum may, without a grant
 
 RULE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 DAYS: tuple[Day, ...] = get_args(Day)
@@ -45,7 +46,7 @@ _Workloads = Annotated[
     tuple[_PatternText, ...],
     _list_schema("SPIFFE ID patterns: `*` is one path segment, `**` (last only) is one or more; `**` alone is anybody."),
 ]
-_Operations = Annotated[tuple[Operation, ...], _list_schema("What may be done, or for a deny what may not.")]
+_Operations = Annotated[tuple[Operation, ...], _list_schema("What may be done.")]
 _Keys = Annotated[
     tuple[Annotated[str, msgspec.Meta(extra_json_schema={"pattern": rf"^(\*|{KEY_NAME.pattern})$"})], ...],
     _list_schema('Key names; `["*"]` alone is every key.'),
@@ -123,7 +124,7 @@ class Deny(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     id: Annotated[_Name, msgspec.Meta(description="Unique over all files; stands in the reasons of what it refuses.")]
     workloads: _Workloads
-    operations: _Operations = ()
+    operations: Annotated[tuple[Denied, ...], _list_schema("What may not be done.")] = ()
     keys: _Keys = ()
     algorithms: _Algorithms = ()
     trails: _Trails = ()

@@ -14,7 +14,7 @@ import msgspec
 
 from keybroker.authority.policy import demands
 from keybroker.authority.policy.demands import Place
-from keybroker.authority.policy.grants import NOT_BUILT, OWN_TRAIL, RULE_NAME, Deny, Grant, GrantFile, Network, Operation, Rules
+from keybroker.authority.policy.grants import NOT_BUILT, OWN_TRAIL, RULE_NAME, Denied, Deny, Grant, GrantFile, Network, Operation, Rules
 from keybroker.authority.policy.pattern import Pattern, PatternError
 from keybroker.errors import ConfigError
 from keybroker.model.decision import Per
@@ -218,15 +218,13 @@ class _Loader:
 
     def _check_sense(self, document: YamlDocument, place: Place, rule: Grant | Deny) -> None:
         """Refuse a grant that says too little, and a rule of which a part could never fit: it would not do what it looks like."""
-        operations = set(rule.operations or get_args(Operation))
+        operations = set(rule.operations or get_args(Denied))
         signs = not operations.isdisjoint(_SIGNING)
         uses_keys = signs or not operations.isdisjoint({"read-key", "approve"})
         reads = "read-audit" in operations
         mixed = rule.algorithms and signs and (rule.trails or not _SIGNING.issuperset(rule.operations))
         is_grant = isinstance(rule, Grant)
-        approves = "approve" in rule.operations
         faults = (
-            (is_grant and approves, "operations", "`approve` is granted by a place in a group of a quorum; only a deny can name it"),
             (is_grant and uses_keys and not rule.keys, "keys", "operations on keys need `keys`"),
             (is_grant and signs and not rule.algorithms, "algorithms", "signing needs `algorithms`; there is no default"),
             (is_grant and reads and not rule.trails, "trails", "`read-audit` needs `trails`"),

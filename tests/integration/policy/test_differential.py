@@ -18,7 +18,7 @@ from keybroker.audit.leaf import canonical
 from keybroker.authority.policy import wasm
 from keybroker.authority.policy.compiler import compile_rules
 from keybroker.authority.policy.engine import ENGINE
-from keybroker.authority.policy.grants import OWN_TRAIL, Deny, Grant, Hours, LimitRule, Operation, Quorum, Rules, Stage
+from keybroker.authority.policy.grants import OWN_TRAIL, Denied, Deny, Grant, Hours, LimitRule, Operation, Quorum, Rules, Stage
 from keybroker.authority.policy.wasm import WasmInstance
 from keybroker.model.key import Algorithm
 from tests.policies import OpaServer, default_module, opa_server
@@ -30,8 +30,8 @@ DOMAINS = ("example.org", "example.com", "a", "1.2.3.4")
 SEGMENTS = ("payments", "api", "ci", "release", "a", "b", "v1.2", "0", "007", "-", "_", "A")
 KEYS = ("orders", "release", "a", "0", "1e3", "true", "null")
 NETWORKS = ("office", "lab", "0")
-OPERATIONS = get_args(Operation)
-GRANTED = tuple(name for name in OPERATIONS if name != "approve")
+OPERATIONS = get_args(Denied)
+GRANTED = get_args(Operation)
 HOURS = Hours(days="mon", opens="08:00", closes="18:00", zone="UTC", excluded=("2026-12-25",))
 PEOPLE = ("alice", "bob", "carol", "dora", "eve", "0", "null")
 GROUPS = ("managers", "legal", "1e3")

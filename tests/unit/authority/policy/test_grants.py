@@ -64,7 +64,7 @@ NO_SUCH = (
     "unknown field; there are `id`, `workloads`, `operations`, `keys`, `algorithms`, `trails`, `networks`, `not_before`, `not_after`,"
     " `hours`, `limits`, `quorum`, `observe_only`"
 )
-OPERATIONS = "there are sign, sign-digest, read-key, read-audit, approve"
+OPERATIONS = "there are sign, sign-digest, read-key, read-audit"
 ALGORITHMS = f"there are {', '.join(each.value for each in Algorithm)}"
 
 
@@ -115,8 +115,7 @@ ALGORITHMS = f"there are {', '.join(each.value for each in Algorithm)}"
         (edited("keys: [orders]", "keys:\n    - release\n    - 7"), "a.yaml:6: grants[0].keys[1]: expected `str`, got `int`"),
         # operations and algorithms
         (edited("[sign]", "[sign, sing]"), f"a.yaml:5: grants[0].operations[1]: invalid enum value 'sing'; {OPERATIONS}"),
-        (edited("[sign]", "[sign, approve]"),
-         "a.yaml:5: grants[0].operations: `approve` is granted by a place in a group of a quorum; only a deny can name it"),
+        (edited("[sign]", "[approve]"), f"a.yaml:5: grants[0].operations[0]: invalid enum value 'approve'; {OPERATIONS}"),
         (edited("[ES256]", "[HS256]"), f"a.yaml:6: grants[0].algorithms[0]: invalid enum value 'HS256'; {ALGORITHMS}"),
         (edited("[ES256]", "[none]"), f"a.yaml:6: grants[0].algorithms[0]: invalid enum value 'none'; {ALGORITHMS}"),
         (edited("[ES256]", "[yes]"), f"a.yaml:6: grants[0].algorithms[0]: invalid enum value 'yes'; {ALGORITHMS}"),
