@@ -18,9 +18,10 @@ import msgspec
 from keybroker.audit.chain import ChainChecker
 from keybroker.authority.store import opening
 from keybroker.authority.store.faults import name_of
+from keybroker.authority.store.fsck_operations import has_tables, rules_of_record, rules_of_tables
 from keybroker.authority.store.row import FROM_INDEX, StoredRow
 from keybroker.errors import StoreError
-from keybroker.model.call import Signed
+from keybroker.model.call import Pending, Signed
 
 MAX_FINDINGS = 100
 _PAGE = 1_000  # records in one read transaction
@@ -100,6 +101,7 @@ class _Examination:
         self._report = Report()
         self._closed = _Closed(db)
         self._checker = ChainChecker(self._closed)
+        self._has_operations = has_tables(db)
         self._pins: dict[str, tuple[str, int]] = {}  # NAME/VERSION: (SPKI hash, index of the record that pinned it)
 
     def run(self) -> Report:
@@ -159,6 +161,7 @@ class _Examination:
         rules = [fault.rule for fault in seen.faults]
         rules += row.rules_broken(seen.record, seen.digest)
         rules += self._key_rules(row.index, seen.record)
+        rules += rules_of_record(self._db, row.index, seen.record) if self._has_operations else ()
         for rule in dict.fromkeys(rules):
             self._report.add(Finding(row.index, rule))
 
@@ -183,6 +186,8 @@ class _Examination:
                 pass
             self._check_open_uses(dict(self._db.execute("SELECT use, intent FROM open_use")))
             self._check_pins(self._db.execute("SELECT name, version, spki FROM key_version").fetchall())
+            for index, rule, detail in rules_of_tables(self._db) if self._has_operations else ():
+                self._report.add(Finding(index, rule, detail))
         finally:
             self._db.execute("COMMIT")
 
@@ -208,8 +213,10 @@ class _Examination:
         last = b""
         while rows := self._db.execute(_IDEMPOTENCY, (last, _PAGE)).fetchall():
             for _, intent, leaf, answer in rows:
-                if intent is None:
+                if intent is None and not self._is_of_operation(answer):
                     self._report.add(Finding(-1, "idempotency-without-intent"))
+                elif intent is None:
+                    continue
                 elif answer is not None and not _is_released(leaf, answer):
                     self._report.add(Finding(intent, "idempotency-answer"))
             last = rows[-1][0]
@@ -225,6 +232,15 @@ class _Examination:
                 if units < 1 or seq < units or (is_next and (seq - units < before[1] or until_us < before[3])):
                     self._report.add(Finding(-1, "units-out-of-order", counter.hex()))
                 before = (counter, seq, units, until_us)
+
+    def _is_of_operation(self, answer: bytes | None) -> bool:
+        """Whether a stored answer is an operation that waits, or waited."""
+        try:
+            pending = msgspec.msgpack.decode(answer or b"", type=Pending)
+        except msgspec.MsgspecError:
+            return False
+        known = "SELECT 1 FROM operation WHERE id = ?"
+        return self._has_operations and self._db.execute(known, (pending.operation,)).fetchone() is not None
 
 
 _UNITS = "SELECT counter, seq, units, until_us FROM limit_unit WHERE (counter, seq) > (?, ?) ORDER BY counter, seq LIMIT ?"

@@ -15,6 +15,7 @@ import pytest
 
 from keybroker.audit.approval import signed
 from keybroker.audit.leaf import canonical
+from keybroker.authority.store import fsck
 from keybroker.clock import to_rfc3339
 from keybroker.errors import ApprovalStaleError, KeyBrokerError, RefusalError
 from keybroker.model.call import Pending, Signed
@@ -226,3 +227,35 @@ def test_rules_of_now_decide_how_many_must_approve(tmp_path: Path) -> None:
         assert isinstance(await world.ask(), Pending)
 
     run(tmp_path, test)
+
+
+TABLE_EDITS = {
+    "DELETE FROM spending": "spending-not-listed",
+    "UPDATE operation SET ended = '', use = ''": "operation-end",
+    "UPDATE operation SET ended = 'refused' WHERE ended = ''": "operation-end",
+    "UPDATE operation SET requester = 'spiffe://example.org/ci/other'": "operation-not-listed",
+    "DELETE FROM approval": "approval-not-listed",
+    "UPDATE approval SET record = 0 WHERE record = 1": "approval-not-on-record",
+    "INSERT INTO spending VALUES ((SELECT id FROM operation WHERE ended = 'refused'), '', 'nobody')": "spending-not-on-record",
+    "INSERT INTO operation VALUES ('forged', 'x', 'key', 'orders', 1, 0, 0, '', '')": "operation-not-on-record",
+    "DELETE FROM operation WHERE ended = ''": "operation-not-listed",
+}
+
+
+@pytest.mark.parametrize("statement", ["", *TABLE_EDITS])
+def test_check_of_the_store_finds_what_was_changed_in_the_tables_of_operations(tmp_path: Path, statement: str) -> None:
+    async def main() -> None:
+        async with quorum_world(tmp_path) as world:
+            done, refused = await world.ready(idempotency_key="k1"), await world.begin()
+            await world.redeem(done, idempotency_key="k2")
+            await world.approve(refused, "alice", verdict="refuse")
+            await world.begin()
+
+    asyncio.run(main())
+    if statement:
+        db = sqlite3.connect(tmp_path / "state" / "keybroker.db", isolation_level=None)
+        assert db.execute(statement).rowcount > 0
+        db.close()
+    # Nothing pins the key of this broker: its token is a fake.
+    found = [finding.rule for finding in fsck.check(tmp_path / "state").findings if not finding.rule.startswith(("pin-", "key-"))]
+    assert (TABLE_EDITS[statement] in found) if statement else found == []
