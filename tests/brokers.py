@@ -234,7 +234,7 @@ async def fake_broker(
     validator: Any = real_validator(clock) if real_validator else FakeValidator(svid)
     selfcheck, reader = SelfCheck(), Reader(state)
     judge = ApprovalJudge(validator, rules)
-    quorum = Quorum(judge=judge, people=rules, journal=journal, reader=reader, security=security, timekeeper=timekeeper, log=LOG)
+    quorum = Quorum(judge=judge, people=rules, journal=journal, reader=reader, security=security, timekeeper=timekeeper)
     operations = OperationDesk(
         rules=rules,
         people=rules,
@@ -245,7 +245,7 @@ async def fake_broker(
         journal=journal,
         denials=denials,
         generation=generation,
-        clock=clock,
+        timekeeper=timekeeper,
     )
     reads = Reads(
         rules=rules,

@@ -99,7 +99,8 @@ class Desk:
             _log.warning("frontend connection ended", why=str(why))
 
     async def drain(self, seconds: float) -> None:
-        """Wait for the calls under way."""
+        """Wait for the calls under way, but for those that only wait for something to happen."""
+        self._operations.stop_waiting()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
 

@@ -24,8 +24,9 @@ from keybroker.authority.quorum import Known, Quorum, stage_views
 from keybroker.authority.service import Rules
 from keybroker.authority.spending import Given, end_of, no_operation
 from keybroker.authority.store.operation_tables import OperationRow
+from keybroker.authority.timekeeper import Timekeeper
 from keybroker.authority.uses import Asker, key_input
-from keybroker.clock import Clock, to_rfc3339
+from keybroker.clock import to_rfc3339
 from keybroker.errors import (
     DeniedError,
     OverloadedError,
@@ -68,7 +69,7 @@ class OperationDesk:
         journal: Journal,
         denials: Denials,
         generation: Generation,
-        clock: Clock,
+        timekeeper: Timekeeper,
     ) -> None:
         self._rules = rules
         self._people = people
@@ -79,7 +80,7 @@ class OperationDesk:
         self._journal = journal
         self._denials = denials
         self._generation = generation
-        self._clock = clock
+        self._timekeeper = timekeeper
 
     async def list_operations(self, asker: Asker, ask: ListOperations) -> OperationsReply:
         """What concerns the caller, newest first; with `wait_s`, when it is not what the caller knows already.
@@ -144,6 +145,10 @@ class OperationDesk:
             return await self._show(asker, ask.operation)
         raise OverloadedError("The rules change too fast to decide.", retry_after=1)
 
+    def stop_waiting(self) -> None:
+        """Nobody waits for changes any more, from now on: the broker stops."""
+        self._quorum.changes.close()
+
     async def require_requester(self, asker: Asker, operation: str) -> Known:
         """An operation that the caller asked for.
 
@@ -170,7 +175,7 @@ class OperationDesk:
         refusal = _refusal_of(question.decision)
         if refusal is not None or known is None:
             raise refusal or no_operation()
-        now_us = self._clock.now_us()
+        now_us = self._timekeeper.look().time_us
         statement = self._judge.take(known.operation, asker.chain, envelope, now_us)
         ended = end_of(known.end, known.operation.expires_us, now_us)
         if ended is not None:
@@ -235,7 +240,7 @@ class OperationDesk:
         return self._view(asker, known, question)
 
     async def _list(self, asker: Asker, ask: ListOperations) -> OperationsReply:
-        now_us = self._clock.now_us()
+        now_us = self._timekeeper.look().time_us
         seen: dict[TargetInput, _Question] = {}
         rows: list[OperationRow] = []
         for row in self._newest(asker):

@@ -88,7 +88,6 @@ class Quorum:
 
     Args:
         reader: used on the event loop.
-        log: the log's origin.
     """
 
     def __init__(
@@ -100,7 +99,6 @@ class Quorum:
         reader: Reader,
         security: SecurityEvents,
         timekeeper: Timekeeper,
-        log: str,
     ) -> None:
         self._judge = judge
         self._people = people
@@ -108,7 +106,6 @@ class Quorum:
         self._reader = reader
         self._security = security
         self._timekeeper = timekeeper
-        self._log = log
         self.changes = Changes()
 
     def find(self, operation: str) -> Known | None:
@@ -218,7 +215,7 @@ class Quorum:
         expires_us = requested_us + min(each.expires_s for each in demanding) * 1_000_000
         key, content = request.key_facts(), request.content
         subject = Subject(
-            log=self._log,
+            log=self._journal.log,
             operation=SubjectOperation(str(identity), request.operation),
             workload=request.asker.caller.id.text,
             key=SubjectKey(key.name, key.version, key.spki_sha256) if key else SubjectKey("", 0, ""),

@@ -26,7 +26,7 @@ from keybroker.authority.metrics import AuthorityMetrics
 from keybroker.authority.notices import NoticeDesk
 from keybroker.authority.operation_desk import OperationDesk
 from keybroker.authority.policy import loading
-from keybroker.authority.policy.holder import BUILT_IN
+from keybroker.authority.policy.holder import BUILT_IN, LivePolicy
 from keybroker.authority.quorum import Quorum
 from keybroker.authority.reads import Reads
 from keybroker.authority.security_events import SecurityEvents
@@ -111,10 +111,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  
     validator = SvidValidator(bundles, deny_list, clock, config.allow_nonconforming_svids)
     selfcheck = SelfCheck()
     idempotency = Reader(config.state)
-    judge = ApprovalJudge(validator, policy)
-    quorum = Quorum(
-        judge=judge, people=policy, journal=journal, reader=idempotency, security=security, timekeeper=timekeeper, log=config.log
-    )
+    quorum, operations = _operations(policy, validator, keyring, journal, denials, idempotency, generation, security, timekeeper)
     service = KeyUseService(
         validator=validator,
         rules=shadow.over(policy),
@@ -130,18 +127,6 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  
         metrics=metrics,
         tracer=tracer,
         quorum=quorum,
-    )
-    operations = OperationDesk(
-        rules=policy,
-        people=policy,
-        chains=validator,
-        judge=judge,
-        quorum=quorum,
-        keyring=keyring,
-        journal=journal,
-        denials=denials,
-        generation=generation,
-        clock=clock,
     )
     reads = Reads(
         rules=shadow.over(policy),
@@ -177,7 +162,6 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  
     collect_seldom()
     async with listener.serving(), _telling(config, tokens, clock):
         await stop.wait()
-    quorum.changes.close()
     await desk.drain(DRAIN_SECONDS)
     for task in background:
         task.cancel()
@@ -210,6 +194,35 @@ async def _telling(config: AuthorityConfig, tokens: TokenPool, clock: Clock) -> 
             yield
     finally:
         desk.close()
+
+
+def _operations(
+    policy: LivePolicy,
+    validator: SvidValidator,
+    keyring: Keyring,
+    journal: Journal,
+    denials: Denials,
+    reader: Reader,
+    generation: Generation,
+    security: SecurityEvents,
+    timekeeper: Timekeeper,
+) -> tuple[Quorum, OperationDesk]:
+    """What makes operations of uses, and what shows them and takes approvals."""
+    judge = ApprovalJudge(validator, policy)
+    quorum = Quorum(judge=judge, people=policy, journal=journal, reader=reader, security=security, timekeeper=timekeeper)
+    desk = OperationDesk(
+        rules=policy,
+        people=policy,
+        chains=validator,
+        judge=judge,
+        quorum=quorum,
+        keyring=keyring,
+        journal=journal,
+        denials=denials,
+        generation=generation,
+        timekeeper=timekeeper,
+    )
+    return quorum, desk
 
 
 def _start(config: AuthorityConfig, policy: str) -> Draft:

@@ -115,7 +115,7 @@ class BundleHolder:
         return self._live.rules.person_of(spiffe_id)
 
     def people_of(self, groups: tuple[str, ...]) -> tuple[str, ...]:
-        """Everybody in these groups, each once, in order of name."""
+        """Everybody in these groups, by name."""
         return self._live.rules.people_of(groups)
 
     async def refresh(self) -> BundleCandidate | None:

@@ -64,7 +64,7 @@ class LivePolicy(Protocol):
         ...
 
     def people_of(self, groups: tuple[str, ...]) -> tuple[str, ...]:
-        """Everybody in these groups, each once, in order of name."""
+        """Everybody in these groups, by name."""
         ...
 
     async def refresh(self) -> Candidate | None:
