@@ -179,7 +179,7 @@ BROKEN = [
     [
         (written("svids/broker.pem", "nothing"), r"broker\.pem: not a PEM file"),
         (written("grants/x.yaml", grant("ordres")), r"x\.yaml:2: .*ordres"),
-        (damaged, r"damaged|cannot be read"),
+        (damaged, r"damaged|cannot be (read|opened)"),
         (lambda world: (world.directory / "pin").chmod(0o644), r"token development: .*chmod 0600"),
     ],
     [
