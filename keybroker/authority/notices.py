@@ -16,7 +16,17 @@ from keybroker.authority.tokens import TokenPool
 from keybroker.clock import Clock
 from keybroker.errors import AuditUnavailableError, HsmUnavailableError, OverloadedError
 from keybroker.model.message_signature import content_digest, header_fields
-from keybroker.model.notice import MAX_NEWS, ComposeNotice, News, NewsAfter, NoNotice, NoticeAnswer, NoticeCall, SignedNotice
+from keybroker.model.notice import (
+    MAX_NEWS,
+    AnyNoticeReply,
+    ComposeNotice,
+    News,
+    NewsAfter,
+    NoNotice,
+    NoticeAnswer,
+    NoticeCall,
+    SignedNotice,
+)
 from keybroker.model.record import RecordKind
 from keybroker.model.task import NoticeSigned, SignNotice
 from keybroker.telemetry import logger
@@ -62,7 +72,7 @@ class NoticeDesk:
         self._reader.close()
 
     async def _answer(self, channel: Channel[NoticeCall, NoticeAnswer], call: NoticeCall) -> None:
-        reply: News | SignedNotice | NoNotice
+        reply: AnyNoticeReply
         try:
             reply = self._news(call.ask) if isinstance(call.ask, NewsAfter) else await self._compose(call.ask)
         except AuditUnavailableError:
@@ -79,15 +89,12 @@ class NoticeDesk:
         if ask.position < 0:
             return News((), size - 1)
         found: list[int] = []
-        is_whole = True
+        position = size - 1  # up to where both kinds are known; the rest comes with the next question
         for kind in (RecordKind.OPERATION, RecordKind.APPROVAL):
             page = self._reader.page(RecordFilter(kind=kind.value, after=ask.position, limit=MAX_NEWS))
             found += [int(decode(leaf)["index"]) for leaf in page.leaves]
-            is_whole = is_whole and page.last is None
-        if is_whole:
-            return News(tuple(sorted(found)), max([*found, size - 1, ask.position]))
-        first = sorted(found)[:MAX_NEWS]  # what both kinds are known up to; the rest comes with the next question
-        return News(tuple(first), first[-1])
+            position = position if page.last is None else min(position, page.last)
+        return News(tuple(sorted(index for index in found if index <= position)), max(position, ask.position))
 
     async def _compose(self, ask: ComposeNotice) -> SignedNotice | NoNotice:
         leaf = self._reader.leaf(ask.record)

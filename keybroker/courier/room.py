@@ -16,7 +16,17 @@ from keybroker.config import Config, CourierConfig, HookConfig
 from keybroker.courier.delivery import UndeliveredError, context_for, deliver
 from keybroker.courier.outbox import Notice, Outbox
 from keybroker.errors import ConfigError, RoomUnavailableError, StoreError
-from keybroker.model.notice import MAX_NOTICE_ANSWER_BYTES, ComposeNotice, News, NewsAfter, NoNotice, NoticeAnswer, NoticeCall, SignedNotice
+from keybroker.model.notice import (
+    MAX_NOTICE_ANSWER_BYTES,
+    AnyNoticeReply,
+    ComposeNotice,
+    News,
+    NewsAfter,
+    NoNotice,
+    NoticeAnswer,
+    NoticeCall,
+    SignedNotice,
+)
 from keybroker.process import EXIT_CONFIG, harden, uid_of
 from keybroker.sandbox import Sandbox, around, own_temporary, python_paths
 from keybroker.telemetry import configure, logger
@@ -140,7 +150,7 @@ class Courier:
             self._outbox.delivered(notice)
             _log.info("notice delivered", hook=notice.hook, record=notice.record)
 
-    async def _ask(self, ask: NewsAfter | ComposeNotice) -> News | SignedNotice | NoNotice:
+    async def _ask(self, ask: NewsAfter | ComposeNotice) -> AnyNoticeReply:
         try:
             return (await self._link.ask(lambda number: NoticeCall(number, ask), _ASK_S)).reply
         except (RoomUnavailableError, TimeoutError):

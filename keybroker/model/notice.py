@@ -71,8 +71,11 @@ class NoNotice(NoticeReply, frozen=True):
     is_final: bool
 
 
+AnyNoticeReply = News | SignedNotice | NoNotice
+
+
 class NoticeAnswer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The reply to the call with the same id."""
 
     id: int
-    reply: News | SignedNotice | NoNotice
+    reply: AnyNoticeReply
