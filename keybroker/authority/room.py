@@ -88,7 +88,7 @@ def sandbox(config: AuthorityConfig, telemetry: TelemetryConfig) -> Sandbox:
     return Sandbox(reads=reads, writes=(config.state, *sockets, *own_temporary()), connects=connects)
 
 
-async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  # noqa: PLR0915  one line for each part, in order
+async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
