@@ -202,6 +202,8 @@ class AuthorityConfig(Section, frozen=True, kw_only=True):
         deny_list: file of SPIFFE IDs that are refused whatever their SVID says; reloaded when it changes.
         grants: directory of grant files; reloaded when they change. Not given where `policy.bundle` is.
         policy: which engine decides by which rules.
+        policy_changes: `files` while whoever can write the grant files changes the rules; `operations` where the rules are in the store,
+            and changes are proposed and approved.
         tokens: by name.
         keys: by name.
         checkpoints: how the log is signed; without it, it is not.
@@ -219,6 +221,7 @@ class AuthorityConfig(Section, frozen=True, kw_only=True):
     deny_list: Path | None = None
     grants: Path | None = None
     policy: PolicyConfig = PolicyConfig()
+    policy_changes: Literal["files", "operations"] = "files"
     tokens: dict[str, TokenLink]
     keys: dict[str, KeyConfig]
     checkpoints: CheckpointsConfig | None = None
@@ -460,6 +463,8 @@ def _check_policy(document: YamlDocument, authority: AuthorityConfig) -> None:
     policy = authority.policy
     is_one = (authority.grants is None) != (policy.bundle is None)
     _require(document, ("authority", "grants"), "give `grants` or `policy.bundle`, one of the two", holds=is_one)
+    are_rules_ours = authority.policy_changes == "files" or policy.bundle is None
+    _require(document, ("authority", "policy_changes"), "rules that come in bundles are changed where those are made", holds=are_rules_ours)
     has_server = (policy.opa is not None) == (policy.engine == "opa")
     _require(document, (*top, "opa"), "goes with `engine: opa`, which needs it", holds=has_server)
     _require(document, (*top, "engine"), "`opa` needs signed bundles: give `bundle`", holds=policy.engine != "opa" or bool(policy.bundle))

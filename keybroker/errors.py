@@ -155,6 +155,24 @@ class NotFoundError(RefusalError):
     code = "not-found"
 
 
+class FrozenError(RefusalError):
+    """The rules allow it, and somebody has stopped it for now. `reasons` says what is frozen."""
+
+    code = "frozen"
+
+
+class StaleBaseError(RefusalError):
+    """A change was written for something that has changed meanwhile."""
+
+    code = "stale-base"
+
+
+class ReplayedError(RefusalError):
+    """This very change has taken effect before."""
+
+    code = "replayed"
+
+
 class InProgressError(RefusalError):
     """The first request with this idempotency key is still running."""
 

@@ -22,12 +22,14 @@ decision := {
 	"obligations": [obligation | allow; some rule in granted; obligation := obligation_of(rule)],
 }
 
-# What a grant demands beyond a yes. Hours, limits and quorums are about uses of keys, not about reading.
-obligation_of(rule) := rule.obligation if not is_reading
+# What a grant demands beyond a yes. Hours and limits are about uses of keys; a quorum is also about what widens access.
+obligation_of(rule) := rule.obligation if is_signing
 
-obligation_of(rule) := rule.when_read if is_reading
+obligation_of(rule) := rule.when_changed if input.operation in ["unfreeze", "admin-policy"]
 
-is_reading if input.operation in ["read-key", "read-audit"]
+obligation_of(rule) := rule.when_read if not input.operation in ["sign", "sign-digest", "unfreeze", "admin-policy"]
+
+is_signing if input.operation in ["sign", "sign-digest"]
 
 # Rules are indexed by whom they are for, so that a decision walks the caller's own rules, not everybody's.
 mine := array.concat(
@@ -81,7 +83,13 @@ is_segment(segment, segment) if segment != "*"
 
 # Grants.
 
-on_target := [rule | some rule in mine; concerns_target(rule)]
+# What signs and reads keys comes first and alone: each decision walks the caller's rules, and this is what most of them are about.
+on_target := [rule | some rule in mine; covers(rule.keys, input.target.id)] if input.target.kind == "key"
+
+# "Is there a target at all?": how roles are found. Nothing is ever done to such a target.
+on_target := mine if input.target.kind == "any"
+
+on_target := [rule | some rule in mine; concerns_target(rule)] if not input.target.kind in ["key", "any"]
 
 concerns_target(rule) if {
 	input.target.kind == "key"
@@ -91,7 +99,34 @@ concerns_target(rule) if {
 concerns_target(rule) if {
 	input.target.kind == "trail"
 	some trail in rule.trails
-	is_trail(trail)
+	is_among(trail)
+}
+
+concerns_target(rule) if {
+	input.target.kind == "workload"
+	some subject in rule.subjects
+	is_among(subject)
+}
+
+concerns_target(rule) if {
+	input.target.kind == "token"
+	covers(rule.tokens, input.target.id)
+}
+
+concerns_target(rule) if {
+	input.target.kind == "everything"
+	some subject in rule.subjects
+	subject.is_any
+}
+
+concerns_target(rule) if {
+	input.target.kind == "policy"
+	"admin-policy" in rule.operations
+}
+
+concerns_target(rule) if {
+	input.target.kind == "grant"
+	input.target.id in rule.waives
 }
 
 covers(names, _) if "*" in names
@@ -101,11 +136,11 @@ covers(names, name) if {
 	name != "*"
 }
 
-is_trail(trail) if trail.is_any
+is_among(pattern) if pattern.is_any
 
-is_trail(trail) if {
-	not trail.is_any
-	matches(trail.path, trail.is_open, split(input.target.workload, "/"))
+is_among(pattern) if {
+	not pattern.is_any
+	matches(pattern.path, pattern.is_open, split(input.target.workload, "/"))
 }
 
 with_operation := [rule | some rule in on_target; input.operation in rule.operations]
@@ -114,7 +149,7 @@ with_algorithm := [rule | some rule in with_operation; permits_algorithm(rule)]
 
 permits_algorithm(rule) if input.algorithm in rule.algorithms
 
-permits_algorithm(_) if is_reading
+permits_algorithm(_) if not is_signing
 
 matching := [rule | some rule in with_algorithm; permits_network(rule)]
 
@@ -132,15 +167,24 @@ own_trail := [{"id": "own-trail", "when_read": nothing_more("own-trail")} |
 	input.target.workload == input.caller.spiffe_id
 ]
 
-# Whoever is in a group of a quorum may approve what that grant covers: the use of this key, asked for by this workload.
-approving := [{"id": rule.id, "obligation": nothing_more(rule.id)} |
+# Whoever is in a group of a quorum may approve what that grant covers: the use of this key, or this change, asked for by this workload.
+approving := [{"id": rule.id, "when_read": nothing_more(rule.id)} |
 	input.operation == "approve"
-	input.target.kind == "key"
 	some rule in for_requester
-	covers(rule.keys, input.target.id)
+	concerns_approval(rule)
 	some stage in rule.obligation.quorum
 	rules.people[input.caller.spiffe_id] in stage.people
 ]
+
+concerns_approval(rule) if {
+	input.target.kind == "key"
+	covers(rule.keys, input.target.id)
+}
+
+concerns_approval(rule) if {
+	input.target.kind == "change"
+	input.target.id in rule.operations
+}
 
 for_requester := array.concat(
 	array.concat(
@@ -183,7 +227,8 @@ granted := once(array.concat(array.concat(matching, own_trail), approving))
 # Each rule once: it is here several times if several of its workload patterns fit.
 once(found) := [rule | some index, rule in found; not rule.id in array.slice(ids, 0, index)] if ids := [rule.id | some rule in found]
 
-# Denies: a selector that is not given fits everything. Keys and trails are both targets, so a deny that names both fits either.
+# Denies: a selector that is not given fits everything. Keys, trails, subjects, tokens and waives are all targets, so a deny that
+# names several of them fits each.
 
 denied_by := [rule.id | some rule in once(against_this)]
 
@@ -198,6 +243,9 @@ against_this := [rule |
 fits_target(rule) if {
 	count(rule.keys) == 0
 	count(rule.trails) == 0
+	count(rule.subjects) == 0
+	count(rule.tokens) == 0
+	count(rule.waives) == 0
 }
 
 fits_target(rule) if concerns_target(rule)
@@ -207,6 +255,12 @@ fits_target(rule) if {
 	count(rule.trails) > 0
 	input.target.kind == "trail"
 	input.target.workload == ""
+}
+
+# Everything holds every workload, in the same way.
+fits_target(rule) if {
+	count(rule.subjects) > 0
+	input.target.kind == "everything"
 }
 
 fits_operation(rule) if count(rule.operations) == 0

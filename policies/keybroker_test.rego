@@ -39,9 +39,12 @@ obligation := {
 
 when_read := object.union(obligation, {"limits": []})
 
+when_changed := object.union(when_read, {"quorum": [{"approvals": 1, "of": ["admins"], "people": ["alice"]}], "expires_s": 60})
+
 rule := {
 	"id": "g",
 	"obligation": obligation,
+	"when_changed": when_changed,
 	"when_read": when_read,
 	"path": ["payments", "*"],
 	"is_open": false,
@@ -49,6 +52,9 @@ rule := {
 	"operations": ["sign"],
 	"algorithms": ["ES256"],
 	"trails": [],
+	"subjects": [],
+	"tokens": [],
+	"waives": [],
 	"networks": [],
 }
 
@@ -302,4 +308,86 @@ test_membership_grants_nothing_else if {
 		"people": people,
 	}
 	answer.reasons == ["no-grant"]
+}
+
+# Roles are rules: who may freeze, change the rules, break the glass.
+
+act(operation, target) := object.union(request, {
+	"operation": operation,
+	"algorithm": "",
+	"target": object.union({"id": "", "workload": ""}, target),
+})
+
+may(operation, selectors) := object.union(
+	object.union(rule, {"keys": [], "algorithms": [], "operations": [operation]}),
+	selectors,
+)
+
+anyone := {"path": [], "is_open": true, "is_any": true}
+
+ci := {"path": ["spiffe:", "", "example.org", "ci"], "is_open": true, "is_any": false}
+
+test_freeze_of_a_workload_needs_a_subject_that_fits if {
+	asked := act("freeze", {"kind": "workload", "workload": "spiffe://example.org/ci/release"})
+	decide([may("freeze", {"subjects": [ci]})], [], asked).allow
+	decide([may("freeze", {"subjects": [anyone]})], [], asked).allow
+	decide([may("freeze", {"keys": ["*"], "tokens": ["*"]})], [], asked).reasons == ["no-grant"]
+	decide([may("unfreeze", {"subjects": [ci]})], [], asked).reasons == ["operation-not-granted"]
+	other := act("freeze", {"kind": "workload", "workload": "spiffe://example.org/ops/release"})
+	decide([may("freeze", {"subjects": [ci]})], [], other).reasons == ["no-grant"]
+}
+
+test_freeze_of_a_key_and_of_a_token if {
+	key := act("freeze", {"kind": "key", "id": "orders"})
+	decide([may("freeze", {"keys": ["orders"]})], [], key).allow
+	decide([may("freeze", {"keys": ["release"]})], [], key).reasons == ["no-grant"]
+	token := act("freeze", {"kind": "token", "id": "main"})
+	decide([may("freeze", {"tokens": ["main"]})], [], token).allow
+	decide([may("freeze", {"tokens": ["*"]})], [], token).allow
+	decide([may("freeze", {"tokens": ["other"], "keys": ["main"]})], [], token).reasons == ["no-grant"]
+}
+
+test_freeze_of_everything_needs_every_subject if {
+	everything := act("freeze", {"kind": "everything"})
+	decide([may("freeze", {"subjects": [anyone]})], [], everything).allow
+	decide([may("freeze", {"subjects": [ci], "keys": ["*"], "tokens": ["*"]})], [], everything).reasons == ["no-grant"]
+	spared := may("freeze", {"id": "d", "subjects": [ci]})
+	decide([may("freeze", {"subjects": [anyone]})], [spared], everything).reasons == ["denied-by:d"]
+}
+
+test_signing_grant_does_not_freeze_and_freezing_grant_does_not_sign if {
+	decide([rule], [], act("freeze", {"kind": "key", "id": "orders"})).reasons == ["operation-not-granted"]
+	decide([may("freeze", {"keys": ["orders"]})], [], request).reasons == ["operation-not-granted"]
+}
+
+test_change_of_the_rules_needs_its_own_operation if {
+	change := act("admin-policy", {"kind": "policy"})
+	decide([may("admin-policy", {})], [], change).allow
+	decide([may("freeze", {"subjects": [anyone], "keys": ["*"], "tokens": ["*"]})], [], change).reasons == ["no-grant"]
+	decide([may("admin-policy", {})], [may("admin-policy", {"id": "d"})], change).reasons == ["denied-by:d"]
+}
+
+test_glass_is_broken_for_named_grants_only if {
+	named := may("break-glass", {"waives": ["release"]})
+	decide([named], [], act("break-glass", {"kind": "grant", "id": "release"})).allow
+	decide([named], [], act("break-glass", {"kind": "grant", "id": "payments"})).reasons == ["no-grant"]
+	decide([may("freeze", {"keys": ["*"]})], [], act("break-glass", {"kind": "grant", "id": "release"})).reasons == ["no-grant"]
+}
+
+test_role_is_an_operation_on_any_target if {
+	some_target := act("freeze", {"kind": "any"})
+	decide([may("freeze", {"keys": ["release"]})], [], some_target).allow
+	not decide([may("unfreeze", {"keys": ["release"]})], [], some_target).allow
+	decide([may("freeze", {"keys": ["release"]})], [may("freeze", {"id": "d", "keys": ["orders"]})], some_target).allow
+	decide([may("freeze", {"keys": ["release"]})], [may("freeze", {"id": "d"})], some_target).reasons == ["denied-by:d"]
+	decide([], [], some_target).reasons == ["no-grant"]
+}
+
+test_what_widens_access_needs_others_and_what_narrows_does_not if {
+	decide([may("admin-policy", {})], [], act("admin-policy", {"kind": "policy"})).obligations == [when_changed]
+	key := {"kind": "key", "id": "orders"}
+	decide([may("unfreeze", {"keys": ["orders"]})], [], act("unfreeze", key)).obligations == [when_changed]
+	decide([may("freeze", {"keys": ["orders"]})], [], act("freeze", key)).obligations == [when_read]
+	glass := may("break-glass", {"waives": ["release"]})
+	decide([glass], [], act("break-glass", {"kind": "grant", "id": "release"})).obligations == [when_read]
 }

@@ -15,15 +15,19 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from keybroker.audit.chain import ChainFault, check
 from keybroker.audit.leaf import canonical, decode
+from keybroker.authority.acts import Acts
 from keybroker.authority.approvals import ApprovalJudge
 from keybroker.authority.denials import Denials
+from keybroker.authority.freezes import Freezes
 from keybroker.authority.generation import Generation
 from keybroker.authority.journal import Journal
 from keybroker.authority.keyring import Keyring
 from keybroker.authority.metrics import AuthorityMetrics
 from keybroker.authority.operation_desk import OperationDesk
+from keybroker.authority.others import Others
 from keybroker.authority.quorum import Quorum
 from keybroker.authority.reads import Reads
+from keybroker.authority.responders import Responders
 from keybroker.authority.security_events import SecurityEvents
 from keybroker.authority.selfcheck import SelfCheck
 from keybroker.authority.service import KeyUseService
@@ -159,6 +163,10 @@ class FakeBroker:
     asker: Asker
     quorum: Quorum
     operations: OperationDesk
+    freezes: Freezes
+    acts: Acts
+    responders: Responders
+    others: Others
     broken: list[StoreBrokenError] = field(default_factory=list)
 
     def leaves(self) -> list[bytes]:
@@ -256,10 +264,25 @@ async def fake_broker(
         timekeeper=timekeeper,
         metrics=metrics,
     )
+    freezes = Freezes(store.freezes())
+    acts = Acts(rules, denials, freezes)
+    others = Others(quorum, journal, generation)
+    responders = Responders(
+        acts=acts,
+        others=others,
+        freezes=freezes,
+        keyring=keyring,
+        tokens=frozenset(config.tokens),
+        journal=journal,
+        generation=generation,
+        metrics=metrics,
+        clock=clock,
+    )
     service = KeyUseService(
         validator=validator,
         rules=rules,
         keyring=keyring,
+        freezes=freezes,
         tokens=tokens,
         selfcheck=selfcheck,
         journal=journal,
@@ -292,6 +315,10 @@ async def fake_broker(
             asker_of(svid),
             quorum,
             operations,
+            freezes,
+            acts,
+            responders,
+            others,
             broken,
         )
     finally:

@@ -65,6 +65,11 @@ def edited(old: str, new: str) -> str:
     return GOOD.replace(old, new)
 
 
+def role(operation: str, selectors: str = "") -> str:
+    """A file with one grant `r` of an operation that uses no key, for anybody, on line 2."""
+    return f"grants:\n- {{id: r, workloads: ['**'], operations: [{operation}]{', ' * bool(selectors)}{selectors}}}\n"
+
+
 def deny(text: str) -> str:
     """A file with one deny, for anybody, on line 2."""
     return f"denies:\n- {{id: d, workloads: ['**'], {text}}}\n"

@@ -8,7 +8,7 @@ from typing import Any
 
 from keybroker.authority.policy.grants import Deny, Grant, Quorum, Rules, Stage
 
-READING = {"read-key", "read-audit"}
+SIGNING = {"sign", "sign-digest"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,15 @@ def concerns(rule: Grant | Deny, target: dict[str, Any]) -> bool:
     """Whether a rule names this target."""
     if target["kind"] == "key":
         return rule.keys == ("*",) or target["id"] in rule.keys
-    return target["kind"] == "trail" and any_fits(rule.trails, target["workload"])
+    named = {
+        "trail": any_fits(rule.trails, target["workload"]),
+        "workload": any_fits(rule.subjects, target["workload"]),
+        "token": rule.tokens == ("*",) or target["id"] in rule.tokens,
+        "everything": "**" in rule.subjects,
+        "policy": "admin-policy" in rule.operations,
+        "grant": target["id"] in rule.waives,
+    }
+    return named.get(target["kind"], False)
 
 
 def is_inside(rule: Grant | Deny, asked: dict[str, Any]) -> bool:
@@ -51,10 +59,11 @@ def is_inside(rule: Grant | Deny, asked: dict[str, Any]) -> bool:
 def refuses(deny: Deny, asked: dict[str, Any]) -> bool:
     """Whether a deny fits: each selector that is given must. Whoever may not read one trail may not read the whole record."""
     target = asked["target"]
-    is_whole_record = target["kind"] == "trail" and target["workload"] == ""
+    is_whole = (deny.trails and target["kind"] == "trail" and not target["workload"]) or (deny.subjects and target["kind"] == "everything")
+    names_targets = deny.keys or deny.trails or deny.subjects or deny.tokens or deny.waives
     return (
         any_fits(deny.workloads, asked["caller"]["spiffe_id"])
-        and (not (deny.keys or deny.trails) or concerns(deny, target) or (bool(deny.trails) and is_whole_record))
+        and (not names_targets or concerns(deny, target) or bool(is_whole))
         and (not deny.operations or asked["operation"] in deny.operations)
         and (not deny.algorithms or asked["algorithm"] in {each.value for each in deny.algorithms})
         and is_inside(deny, asked)
@@ -72,10 +81,11 @@ def stages_of(grant: Grant) -> tuple[Stage, ...]:
 
 
 def demanded(rules: Rules, grant: Grant, operation: str) -> dict[str, Any]:
-    """What a grant demands, as the policy must answer it. Reading and approving are no uses of a key."""
+    """What a grant demands, as the policy must answer it. Only signing is a use of a key."""
     if operation == "approve":
         grant = Grant(id=grant.id, workloads=(), operations=())
-    uses = operation not in READING
+    uses = operation in SIGNING
+    asks_others = uses or operation in {"unfreeze", "admin-policy"}
     return {
         "grant": grant.id,
         "not_before": grant.not_before or "",
@@ -89,32 +99,33 @@ def demanded(rules: Rules, grant: Grant, operation: str) -> dict[str, Any]:
         "quorum": [
             {"approvals": each.approvals, "of": list(each.of), "people": list(rules.people_of(each.of))}
             for each in stages_of(grant)
-            if uses
+            if asks_others
         ],
-        "cool_off_s": 5 if uses and stages_of(grant) else 0,
-        "expires_s": 60 if uses and stages_of(grant) else 0,
+        "cool_off_s": 5 if asks_others and stages_of(grant) else 0,
+        "expires_s": 60 if asks_others and stages_of(grant) else 0,
         "evidence": [],
         "observe_only": grant.observe_only,
     }
 
 
 def may_approve(rules: Rules, grant: Grant, caller: str, target: dict[str, Any]) -> bool:
-    """Whoever is in a stage's groups approves what the grant covers: the key, asked for by this workload."""
+    """Whoever is in a stage's groups approves what the grant covers: the key or the change, asked for by this workload."""
     person = rules.person_of(caller)
     is_member = any(person in rules.people_of(stage.of) for stage in stages_of(grant))
-    return bool(person) and is_member and any_fits(grant.workloads, target["workload"]) and concerns(grant, target)
+    covers = target["id"] in grant.operations if target["kind"] == "change" else concerns(grant, target)
+    return bool(person) and is_member and any_fits(grant.workloads, target["workload"]) and covers
 
 
 def expected(rules: Rules, asked: dict[str, Any]) -> Expected:
     """Nothing said means no; all matching grants bind; a deny wins; who asks for its own trail may read it."""
     caller, target, operation = asked["caller"]["spiffe_id"], asked["target"], asked["operation"]
-    named = [grant for grant in rules.grants if any_fits(grant.workloads, caller) and concerns(grant, target)]
+    named = [grant for grant in rules.grants if any_fits(grant.workloads, caller) and (concerns(grant, target) or target["kind"] == "any")]
     able = [grant for grant in named if may(grant, operation)]
-    suited = [grant for grant in able if operation in READING or asked["algorithm"] in {each.value for each in grant.algorithms}]
+    suited = [grant for grant in able if operation not in SIGNING or asked["algorithm"] in {each.value for each in grant.algorithms}]
     grants = [grant.id for grant in suited if is_inside(grant, asked)]
     if operation == "read-audit" and target["kind"] == "trail" and target["workload"] == caller:
         grants.append("own-trail")
-    if operation == "approve" and target["kind"] == "key":
+    if operation == "approve" and target["kind"] in {"key", "change"}:
         grants += [grant.id for grant in rules.grants if may_approve(rules, grant, caller, target)]
     denied = [f"denied-by:{deny.id}" for deny in rules.denies if refuses(deny, asked)]
     reasons = list(denied)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,13 +21,21 @@ from keybroker.audit.approval import ApprovalError, verified
 from keybroker.audit.leaf import canonical, decode
 from keybroker.authority.operations import Operation, Vote, is_own
 from keybroker.clock import from_rfc3339
-from keybroker.errors import ApprovalExpiredError, ApprovalMismatchError, DeniedError, RefusalError, SelfApprovalError, SvidInvalidError
+from keybroker.errors import (
+    ApprovalExpiredError,
+    ApprovalMismatchError,
+    DeniedError,
+    FrozenError,
+    RefusalError,
+    SelfApprovalError,
+    SvidInvalidError,
+)
 from keybroker.model.approval import Statement, Subject
 from keybroker.model.identity import Svid
 
 CLOCK_SKEW_US = 5 * 60 * 1_000_000  # between an approver's clock and ours
 
-_EXPIRED, _OWN, _NOT_A_MEMBER = "statement-expired", "own-operation", "not-in-the-group"
+_EXPIRED, _OWN, _NOT_A_MEMBER, _FROZEN = "statement-expired", "own-operation", "not-in-the-group", "approver-frozen"
 
 
 class Chains(Protocol):
@@ -90,11 +99,16 @@ class Approval:
 
 
 class ApprovalJudge:
-    """Judges approvals by the certificates, people and groups of now."""
+    """Judges approvals by the certificates, people and groups of now. A frozen identity approves nothing.
 
-    def __init__(self, chains: Chains, people: People) -> None:
+    Args:
+        is_frozen: whether an identity is frozen now.
+    """
+
+    def __init__(self, chains: Chains, people: People, is_frozen: Callable[[str], bool] = lambda _: False) -> None:
         self._chains = chains
         self._people = people
+        self._is_frozen = is_frozen
 
     def take(self, operation: Operation, chain: tuple[bytes, ...], envelope: bytes, now_us: int) -> Statement:
         """The statement of an approval or refusal that is being given.
@@ -152,6 +166,8 @@ class ApprovalJudge:
     def _faults_of_person(self, operation: Operation, statement: Statement) -> tuple[str, ...]:
         if is_own(operation, statement.approver, self._people.person_of):
             return (_OWN,)
+        if self._is_frozen(statement.approver):
+            return (_FROZEN,)
         if self._people.person_of(statement.approver) != statement.person:
             return ("another-person",)
         groups = next((stage.of for stage in operation.stages if stage.name == statement.stage), None)
@@ -170,6 +186,8 @@ def _refusal_of(reasons: tuple[str, ...]) -> RefusalError:
     match reasons:
         case (only,) if only == _OWN:
             return SelfApprovalError("Nobody approves what he asked for himself.")
+        case (only,) if only == _FROZEN:
+            return FrozenError("Your identity is frozen.", reasons=("frozen-workload",))
         case (only,) if only == _NOT_A_MEMBER:
             return DeniedError("You are in none of the groups that this stage wants.", reasons=reasons)
         case (only,) if only == _EXPIRED:

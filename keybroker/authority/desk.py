@@ -11,22 +11,28 @@ from typing import Protocol, assert_never
 
 from keybroker.authority.metrics import AuthorityMetrics
 from keybroker.authority.operation_desk import OperationDesk
+from keybroker.authority.policy_changes import PolicyChanges
 from keybroker.authority.reads import Reads
+from keybroker.authority.responders import Responders
 from keybroker.authority.security_events import SecurityEvents
 from keybroker.authority.service import KeyUseService
 from keybroker.authority.uses import Asker
-from keybroker.errors import OverloadedError, RefusalError, SvidInvalidError, UnauthenticatedError
+from keybroker.errors import DeniedError, OverloadedError, RefusalError, SvidInvalidError, UnauthenticatedError
 from keybroker.identity.x509_svid import SvidValidator
+from keybroker.model.approval import SIGNING_KINDS
 from keybroker.model.call import (
     Answer,
     AnyReply,
     Approve,
+    AskFreeze,
+    AskUnfreeze,
     BatchReply,
     Call,
     Explain,
     HandshakesFailed,
     Health,
     HealthReply,
+    ListFreezes,
     ListJwks,
     ListKeys,
     ListOperations,
@@ -34,10 +40,12 @@ from keybroker.model.call import (
     MetricsReply,
     Noted,
     Problem,
+    ProposePolicy,
     QueryRecords,
     Redeem,
     ShowKey,
     ShowOperation,
+    ShowPolicy,
     ShowRecord,
     Sign,
     SignBatch,
@@ -71,6 +79,8 @@ class Desk:
         service: KeyUseService,
         reads: Reads,
         operations: OperationDesk,
+        responders: Responders,
+        changes: PolicyChanges | None,
         security: SecurityEvents,
         metrics: AuthorityMetrics,
         health: Callable[[], HealthReply],
@@ -81,6 +91,8 @@ class Desk:
         self._service = service
         self._reads = reads
         self._operations = operations
+        self._responders = responders
+        self._changes = changes
         self._security = security
         self._metrics = metrics
         self._health = health
@@ -133,6 +145,16 @@ class Desk:
                 return BatchReply(await self._service.sign_batch(asker, call.ask))
             case Explain():
                 return await self._service.explain(asker, call.ask)
+            case AskFreeze():
+                return await self._responders.freeze(asker, call.ask)
+            case ListFreezes():
+                return await self._responders.list(asker)
+            case AskUnfreeze():
+                return await self._responders.unfreeze(asker, call.ask)
+            case ShowPolicy():
+                return await self._require_changes().show(asker)
+            case ProposePolicy():
+                return await self._require_changes().propose(asker, call.ask)
             case Whoami():
                 return await self._reads.whoami(asker)
             case ListKeys() | ListJwks():
@@ -145,6 +167,8 @@ class Desk:
                 return await self._reads.show_record(asker, call.ask)
             case Redeem():
                 known = await self._operations.require_requester(asker, call.ask.operation)
+                if known.operation.subject.operation.kind not in SIGNING_KINDS:
+                    raise DeniedError("A change is redeemed by asking for it again, with this operation.", reasons=("ask-for-the-change",))
                 return await self._service.redeem(asker, known.operation, call.ask)
             case ListOperations():
                 return await self._operations.list_operations(asker, call.ask)
@@ -154,6 +178,16 @@ class Desk:
                 return await self._operations.approve(asker, call.ask)
             case _:
                 assert_never(call.ask)
+
+    def _require_changes(self) -> PolicyChanges:
+        """Whoever takes proposals.
+
+        Raises:
+            DeniedError: nobody does.
+        """
+        if self._changes is None:
+            raise DeniedError("The rules of this broker are files on its host.", reasons=("policy-is-in-files",))
+        return self._changes
 
     def _identify(self, call: Call) -> Asker:
         """Step 1 of the one order.

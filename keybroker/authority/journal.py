@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -61,6 +62,7 @@ class Entry:
         pin: a key version that is pinned by this record.
         demands: with an intent: what must hold at this moment; if something does not, the entry is refused alone.
         effect: what it means for the operation that it is about; judged once more in the transaction, and may refuse the entry.
+        also: what else changes in the store with this record; called in the journal's thread, inside the transaction.
     """
 
     draft: Draft
@@ -70,6 +72,7 @@ class Entry:
     pin: Pin | None = None
     demands: Demands | None = None
     effect: Effect | None = None
+    also: Callable[[sqlite3.Connection], None] | None = None
 
 
 class Journal:
@@ -360,6 +363,8 @@ class Journal:
             entry.effect.apply(self._store.operations, index)
         if entry.pin:
             self._store.pin(entry.pin)
+        if entry.also:
+            self._store.apply(entry.also)
 
     def _claim(self, claim: Claim, use: str) -> None:
         now_us = self._timekeeper.look().time_us

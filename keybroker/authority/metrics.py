@@ -16,6 +16,9 @@ SECURITY_EVENTS = (
     "file-refused",
     "handshake-failed",
     "key-refused",
+    "policy-replayed",
+    "policy-stale-base",
+    "policy-widening",
     "record-not-writable",
     "self-check-failed",
     "shadow-refused",
@@ -39,6 +42,7 @@ class AuthorityMetrics:
         self._security = Counter("keybroker_security_events", "Things that should not happen", ["event"], registry=self._registry)
         self._sessions = Gauge("keybroker_hsm_sessions", "Workers by token and state", ["token", "state"], registry=self._registry)
         self._pending = Gauge("keybroker_pending_operations", "Operations that have not ended", registry=self._registry)
+        self._freezes = Gauge("keybroker_freezes", "Freezes in force", registry=self._registry)
         self._log_size = Gauge("keybroker_log_size", "Records in the log", registry=self._registry)
         self._writable = Gauge("keybroker_record_writable", "1 while the record can be written", registry=self._registry)
         self._clock = Gauge("keybroker_clock_trusted", "1 while the clock is trusted", registry=self._registry)
@@ -82,6 +86,10 @@ class AuthorityMetrics:
     def shadowed(self, result: str) -> None:
         """The shadow policy has decided, or was not asked (`dropped`)."""
         self._shadow[result].inc()
+
+    def frozen(self, count: int) -> None:
+        """So many freezes are in force."""
+        self._freezes.set(count)
 
     def text(
         self, sessions: dict[str, tuple[int, int]], log_size: int, pending: int = 0, *, is_writable: bool, is_clock_trusted: bool = True

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from keybroker.model.approval import Subject
+from keybroker.model.approval import SIGNING_KINDS, Subject
 from keybroker.model.decision import TargetInput
 
 
@@ -68,8 +68,11 @@ class Operation(msgspec.Struct, frozen=True):
 
     @property
     def target(self) -> TargetInput:
-        """What policy is asked about when somebody wants to approve it: the key, and who asked for its use."""
-        return TargetInput("key", self.subject.key.name, self.requester)
+        """What policy is asked about when somebody wants to approve it: the key or the kind of change, and who asked for it."""
+        kind = self.subject.operation.kind
+        if kind in SIGNING_KINDS:
+            return TargetInput("key", self.subject.key.name, self.requester)
+        return TargetInput("change", kind, self.requester)
 
 
 @dataclass(frozen=True, slots=True)

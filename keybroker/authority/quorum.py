@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 from ulid import ULID
@@ -23,17 +24,69 @@ from keybroker.authority.spending import Asked, Spent, end_of
 from keybroker.authority.store.operation_tables import OperationRow
 from keybroker.authority.store.reader import Reader, StoredOperation
 from keybroker.authority.timekeeper import Timekeeper
-from keybroker.authority.uses import KeyUse
+from keybroker.authority.uses import Asker
 from keybroker.clock import from_rfc3339, to_rfc3339
 from keybroker.errors import ApprovalStaleError, ClockUntrustedError, InvalidError, RefusalError
 from keybroker.model.approval import Subject, SubjectContent, SubjectDigest, SubjectKey, SubjectOperation
 from keybroker.model.call import Pending, StageView
-from keybroker.model.decision import Decision, Obligation
-from keybroker.model.record import RecordKind
+from keybroker.model.decision import ContentInput, Decision, Obligation
+from keybroker.model.record import Draft, KeyFacts, RecordKind
 
 MAX_STATEMENT_CHARACTERS = 30_000  # of all approvals of an operation together: they stand in the record of its intent, which is bounded
 
 _pack = msgspec.msgpack.Encoder().encode
+
+
+class Request(Protocol):
+    """What others have to approve: one use of a key, or one change of the broker itself."""
+
+    @property
+    def asker(self) -> Asker:
+        """Who asks."""
+        ...
+
+    @property
+    def operation(self) -> str:
+        """As policy calls it."""
+        ...
+
+    @property
+    def content(self) -> ContentInput:
+        """What policy sees of it."""
+        ...
+
+    @property
+    def algorithm(self) -> str:
+        """A JOSE name; empty where nothing is signed."""
+        ...
+
+    @property
+    def hash_name(self) -> str:
+        """Of the digest."""
+        ...
+
+    @property
+    def digest(self) -> bytes:
+        """What is signed, or the digest of the change."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """As the requester gives it."""
+        ...
+
+    @property
+    def format(self) -> str:
+        """Of a signature; empty where there is no choice."""
+        ...
+
+    def key_facts(self) -> KeyFacts | None:
+        """The key version that would be used, if any."""
+        ...
+
+    def draft(self, kind: RecordKind, decision: Decision) -> Draft:
+        """A record of it."""
+        ...
 
 
 class Body(msgspec.Struct, frozen=True):
@@ -121,7 +174,7 @@ class Quorum:
         """How many operations have neither ended nor expired."""
         return self._reader.live_operations(self._timekeeper.look().time_us)
 
-    async def ask(self, request: KeyUse, decision: Decision, generation: int, claim: Claim | None) -> Pending:
+    async def ask(self, request: Request, decision: Decision, generation: int, claim: Claim | None) -> Pending:
         """Put an operation on record.
 
         Raises:
@@ -142,7 +195,7 @@ class Quorum:
         self.changes.announce()
         return answer
 
-    def settle(self, operation: str, request: KeyUse, decision: Decision, retry_of: str) -> Settled | Pending:
+    def settle(self, operation: str, request: Request, decision: Decision, retry_of: str) -> Settled | Pending:
         """May this use spend this operation now? Its approvals, if so; else what is missing.
 
         Args:
@@ -172,7 +225,7 @@ class Quorum:
             return pending(made, held)
         return Settled(made.id, tuple(msgspec.Raw(each.approval.envelope) for each in known.approvals if each.vote))
 
-    def still_holds(self, operation: str, request: KeyUse, decision: Decision) -> RefusalError | None:
+    def still_holds(self, operation: str, request: Request, decision: Decision) -> RefusalError | None:
         """Why a use whose intent is on record must not go on by the rules of now; None if it may.
 
         Args:
@@ -203,7 +256,7 @@ class Quorum:
             raise ClockUntrustedError(msg, retry_after=60)
         return moment.time_us
 
-    def _operation(self, request: KeyUse, decision: Decision, now_us: int) -> Operation:
+    def _operation(self, request: Request, decision: Decision, now_us: int) -> Operation:
         """What a request becomes that needs approvals.
 
         Raises:
@@ -213,16 +266,16 @@ class Quorum:
         identity = ULID.from_timestamp(now_us / 1_000_000)
         requested_us = identity.milliseconds * 1_000
         expires_us = requested_us + min(each.expires_s for each in demanding) * 1_000_000
-        key, content = request.key_facts(), request.content
+        content = request.content
         subject = Subject(
             log=self._journal.log,
             operation=SubjectOperation(str(identity), request.operation),
             workload=request.asker.caller.id.text,
-            key=SubjectKey(key.name, key.version, key.spki_sha256) if key else SubjectKey("", 0, ""),
-            algorithm=request.body.algorithm.value,
-            tbs=SubjectDigest(request.body.algorithm.hash_name, request.digest.hex()),  # type: ignore[arg-type]  # the hashes are the same
+            key=_subject_key(request),
+            algorithm=request.algorithm,
+            tbs=SubjectDigest(request.hash_name, request.digest.hex()),  # type: ignore[arg-type]  # the hashes are the same
             content=SubjectContent(content.type, content.size, content.media_type, dict(content.fields)),
-            reason=request.body.reason,
+            reason=request.reason,
             decision=decision_digest(decision.grants, decision.obligations),
             expires=to_rfc3339(expires_us),
         )
@@ -241,7 +294,7 @@ class Quorum:
             record=-1,
         )
 
-    def _is_same(self, made: Operation, request: KeyUse, decision: Decision) -> bool:
+    def _is_same(self, made: Operation, request: Request, decision: Decision) -> bool:
         """Whether the rules and the key of now are those that were approved; and the tables have not been tampered with."""
         demanding = binding(decision.obligations)
         if (
@@ -253,8 +306,7 @@ class Quorum:
         lasts_us = min(each.expires_s for each in demanding) * 1_000_000
         if made.cool_off_us != _cool_off_us(demanding) or made.expires_us - made.requested_us != lasts_us:
             return False
-        key = request.key_facts()
-        return key is not None and made.subject.key == SubjectKey(key.name, key.version, key.spki_sha256)
+        return made.subject.key == _subject_key(request)
 
     def _known(self, stored: StoredOperation) -> Known:
         made = operation_of(stored.record, stored.leaf)
@@ -268,6 +320,12 @@ class Quorum:
             approvals.append(Judged(approval, *self._judge.vote(made, approval, now_us)))
         held = standing(made, [each.vote for each in approvals if each.vote], stored.end, now_us)
         return Known(made, stored.end, stored.use, tuple(approvals), held)
+
+
+def _subject_key(request: Request) -> SubjectKey:
+    """The key that an approval is about; the empty one where no key is used."""
+    key = request.key_facts()
+    return SubjectKey(key.name, key.version, key.spki_sha256) if key else SubjectKey("", 0, "")
 
 
 def operation_of(record: int, leaf: bytes) -> Operation:

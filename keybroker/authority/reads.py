@@ -92,6 +92,9 @@ class Reads:
             roles.append("auditor")
         if (await self.list_keys(asker)).keys:
             roles.append("workload")
+        for role, operation in (("responder", "freeze"), ("admin", "admin-policy"), ("break-glass", "break-glass")):
+            if await self._has_target(asker, operation):
+                roles.append(role)
         svid = asker.caller.svid
         return WhoamiReply(
             spiffe_id=svid.id.text,
@@ -231,6 +234,11 @@ class Reads:
             )
             raise failed
         return decision
+
+    async def _has_target(self, asker: Asker, operation: str) -> bool:
+        """Whether there is anything at all that the caller may do this to."""
+        question = PolicyInput(caller=asker.policy_caller(), operation=operation, target=TargetInput("any"))
+        return (await self._decide(asker, question)).verdict is Verdict.ALLOW
 
     async def _record_read(self, asker: Asker, question: PolicyInput, decision: Decision, **body: Any) -> None:
         draft = _draft(RecordKind.READ, asker, question, decision, observed=decision.observed, **body)

@@ -14,10 +14,13 @@ import msgspec
 import uvloop
 
 import keybroker
+from keybroker.authority import policy_start
+from keybroker.authority.acts import Acts
 from keybroker.authority.approvals import ApprovalJudge
 from keybroker.authority.clock_watch import ClockWatch
 from keybroker.authority.denials import Denials
 from keybroker.authority.desk import Desk
+from keybroker.authority.freezes import Freezes
 from keybroker.authority.generation import Generation
 from keybroker.authority.hours import zones_digest
 from keybroker.authority.journal import Entry, Journal
@@ -25,10 +28,13 @@ from keybroker.authority.keyring import Keyring
 from keybroker.authority.metrics import AuthorityMetrics
 from keybroker.authority.notices import NoticeDesk
 from keybroker.authority.operation_desk import OperationDesk
+from keybroker.authority.others import Others
 from keybroker.authority.policy import loading
 from keybroker.authority.policy.holder import BUILT_IN, LivePolicy
+from keybroker.authority.policy_changes import PolicyChanges
 from keybroker.authority.quorum import Quorum
 from keybroker.authority.reads import Reads
+from keybroker.authority.responders import Responders
 from keybroker.authority.security_events import SecurityEvents
 from keybroker.authority.selfcheck import SelfCheck
 from keybroker.authority.service import KeyUseService
@@ -88,7 +94,7 @@ def sandbox(config: AuthorityConfig, telemetry: TelemetryConfig) -> Sandbox:
     return Sandbox(reads=reads, writes=(config.state, *sockets, *own_temporary()), connects=connects)
 
 
-async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
+async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  # noqa: PLR0915  the one place where parts meet
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -96,10 +102,12 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
     generation = Generation()
     bundles = TrustBundles.load(config.bundles)
     deny_list = DenyList.load(config.deny_list) if config.deny_list else None
-    policy = await loading.load(config)
     store = SqliteStore.open(config.state)
+    rules = await policy_start.start(config, store, clock)
+    policy = rules.live
     pins = store.pins()
     timekeeper = Timekeeper(clock, store.clock(), store.tail().time_us, config.max_clock_gap_s)
+    freezes = Freezes(store.freezes())
     metrics = AuthorityMetrics(sorted(config.keys))
     journal = Journal(store, config.log, generation, timekeeper, _end_at_once, metrics.observed)
     security = SecurityEvents(journal, metrics)
@@ -111,11 +119,12 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
     validator = SvidValidator(bundles, deny_list, clock, config.allow_nonconforming_svids)
     selfcheck = SelfCheck()
     idempotency = Reader(config.state)
-    quorum, operations = _operations(policy, validator, keyring, journal, denials, idempotency, generation, security, timekeeper)
+    quorum, operations = _operations(policy, freezes, validator, keyring, journal, denials, idempotency, generation, security, timekeeper)
     service = KeyUseService(
         validator=validator,
         rules=shadow.over(policy),
         keyring=keyring,
+        freezes=freezes,
         tokens=tokens,
         selfcheck=selfcheck,
         journal=journal,
@@ -137,12 +146,28 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
         timekeeper=timekeeper,
         metrics=metrics,
     )
+    acts = Acts(policy, denials, freezes)
+    others = Others(quorum, journal, generation)
+    responders = Responders(
+        acts=acts,
+        others=others,
+        freezes=freezes,
+        keyring=keyring,
+        tokens=frozenset(config.tokens),
+        journal=journal,
+        generation=generation,
+        metrics=metrics,
+        clock=clock,
+    )
+    changes = _policy_changes(rules, store.policy_changes(), acts, others, journal, generation, security, clock)
     desk = Desk(
         validator=validator,
         networks=policy,
         service=service,
         reads=reads,
         operations=operations,
+        responders=responders,
+        changes=changes,
         security=security,
         metrics=metrics,
         health=lambda: _health(journal, tokens, keyring, timekeeper),
@@ -154,6 +179,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:
     watch = Watch(policy=policy, bundles=bundles, deny_list=deny_list, generation=generation, journal=journal, security=security)
 
     closed = await journal.close_open_uses()
+    await rules.record(journal)
     await journal.write(Entry(_start(config, policy.engine.digest)))
     _log.info("started", records=journal.size, closed_unknown=closed, policy=policy.engine.digest)
     tokens.start()
@@ -198,6 +224,7 @@ async def _telling(config: AuthorityConfig, tokens: TokenPool, clock: Clock) -> 
 
 def _operations(
     policy: LivePolicy,
+    freezes: Freezes,
     validator: SvidValidator,
     keyring: Keyring,
     journal: Journal,
@@ -208,7 +235,7 @@ def _operations(
     timekeeper: Timekeeper,
 ) -> tuple[Quorum, OperationDesk]:
     """What makes operations of uses, and what shows them and takes approvals."""
-    judge = ApprovalJudge(validator, policy)
+    judge = ApprovalJudge(validator, policy, freezes.stops)
     quorum = Quorum(judge=judge, people=policy, journal=journal, reader=reader, security=security, timekeeper=timekeeper)
     desk = OperationDesk(
         rules=policy,
@@ -223,6 +250,32 @@ def _operations(
         timekeeper=timekeeper,
     )
     return quorum, desk
+
+
+def _policy_changes(
+    rules: policy_start.PolicyStart,
+    made: frozenset[str],
+    acts: Acts,
+    others: Others,
+    journal: Journal,
+    generation: Generation,
+    security: SecurityEvents,
+    clock: Clock,
+) -> PolicyChanges | None:
+    """Whoever takes proposals, where the rules are in the store."""
+    if rules.stored is None or rules.version is None:
+        return None
+    return PolicyChanges(
+        acts=acts,
+        others=others,
+        policy=rules.stored,
+        live=rules.version,
+        made=made,
+        journal=journal,
+        generation=generation,
+        security=security,
+        clock=clock,
+    )
 
 
 def _start(config: AuthorityConfig, policy: str) -> Draft:

@@ -16,6 +16,7 @@ from ulid import ULID
 
 from keybroker.authority.denials import Denials
 from keybroker.authority.enforcement import Demands, UnmetError, preview, require_open
+from keybroker.authority.freezes import Freezes
 from keybroker.authority.generation import Generation
 from keybroker.authority.journal import IDEMPOTENCY_US, Claim, Entry, Journal, StaleGenerationError
 from keybroker.authority.keyring import Keyring
@@ -36,6 +37,7 @@ from keybroker.errors import (
     AuditUnavailableError,
     ClockUntrustedError,
     DeniedError,
+    FrozenError,
     HsmTimeoutError,
     HsmUnavailableError,
     IdempotencyMismatchError,
@@ -119,12 +121,13 @@ class _Intent:
 class KeyUseService:
     """Decides, records, signs, checks, records, releases."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  one of each
         self,
         *,
         validator: SvidValidator,
         rules: Rules,
         keyring: Keyring,
+        freezes: Freezes,
         tokens: Tokens,
         selfcheck: SelfCheck,
         journal: Journal,
@@ -140,6 +143,7 @@ class KeyUseService:
         self._validator = validator
         self._rules = rules
         self._keyring = keyring
+        self._freezes = freezes
         self._tokens = tokens
         self._selfcheck = selfcheck
         self._journal = journal
@@ -212,10 +216,15 @@ class KeyUseService:
         allowed = decision.verdict is Verdict.ALLOW
         demands, moment = Demands(decision.obligations, request.subject), self._timekeeper.look()
         found = self._reader.look_at_units(lambda units: preview(demands, units, moment))
-        needs = (*(needs_of(decision) if allowed else ("a grant that covers this request",)), *found.needs)
+        frozen = self._frozen(request)
+        needs = (
+            *(needs_of(decision) if allowed else ("a grant that covers this request",)),
+            *found.needs,
+            *(("the end of the freeze",) if frozen else ()),
+        )
         return ExplainReply(
-            allow=allowed and not found.reasons,
-            reasons=(*decision.reasons, *found.reasons),
+            allow=allowed and not found.reasons and frozen is None,
+            reasons=(*decision.reasons, *found.reasons, *(frozen.reasons if frozen else ())),
             grants=decision.grants,
             policy=decision.policy,
             needs=needs,
@@ -319,7 +328,7 @@ class KeyUseService:
 
     async def _require_allowed(self, request: KeyUse, decision: Decision) -> KeyVersion:
         """Only ALLOW passes, and only with a key that can do it; everything else is on record as a denial before it is raised."""
-        refusal = _refusal_of(decision)
+        refusal = _refusal_of(decision) or self._frozen(request)
         if refusal is not None:
             await self._refuse(request, decision, refusal)
         try:
@@ -339,6 +348,11 @@ class KeyUseService:
             able = ", ".join(each.value for each in request.key.algorithms)
             raise InvalidError("The key cannot do this algorithm.", pointers=(("/algorithm", f"this key does {able}"),))
         return request.version
+
+    def _frozen(self, request: KeyUse) -> FrozenError | None:
+        """Asked after the rules: to a caller without a grant, a frozen key is as missing as any other."""
+        token = request.key.token if request.key else ""
+        return self._freezes.refusal(request.asker.caller.id.text, request.key_name, token)
 
     async def _refuse(self, request: KeyUse, decision: Decision, refusal: RefusalError) -> NoReturn:
         """Record the denial, then raise it."""
@@ -369,7 +383,7 @@ class KeyUseService:
                 decision = await self._rules.engine.decide(self._identify_again(request).policy_input)
             except SvidInvalidError as err:
                 raise _UnreleasedError(Outcome.WITHHELD, err, "svid-invalid") from err
-            refusal = None if decision.verdict is Verdict.ALLOW else _refusal_of(decision)
+            refusal = _refusal_of(decision) or self._frozen(request)
             if refusal is None and (intent.redeems or binding(decision.obligations)):
                 refusal = self._quorum.still_holds(intent.redeems, request, decision)
             if refusal is not None:

@@ -156,6 +156,21 @@ class KeyUse:
         """Whose use it is, for limits. No request can name a principal yet."""
         return Subject(self.asker.caller.id.text, self.key_name, "")
 
+    @property
+    def algorithm(self) -> str:
+        """A JOSE name."""
+        return self.body.algorithm.value
+
+    @property
+    def hash_name(self) -> str:
+        """Of the digest."""
+        return self.body.algorithm.hash_name
+
+    @property
+    def reason(self) -> str:
+        """As the caller gives it."""
+        return self.body.reason
+
     def key_facts(self) -> KeyFacts | None:
         """The `key` of the record."""
         version = self.version

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import keybroker
-from keybroker.cli import audit, clock, dev, keys, operations, output, policy, redeeming, rooms, webhooks
+from keybroker.cli import audit, clock, dev, freezes, keys, operations, output, policy, policy_changes, redeeming, rooms, webhooks
 from keybroker.cli.sign import sign
 from keybroker.cli.verify import verify
 from keybroker.cli.whoami import whoami
@@ -28,10 +28,14 @@ app = typer.Typer(
 app.command(rich_help_panel=_ASK)(sign)
 app.command(rich_help_panel=_ASK)(verify)
 app.command(rich_help_panel=_ASK)(whoami)
+for _freeze_command in (freezes.freeze, freezes.unfreeze, freezes.freezes):
+    app.command(rich_help_panel=_ASK)(_freeze_command)
 app.add_typer(keys.app, name="keys", rich_help_panel=_ASK)
 operations.app.command()(redeeming.redeem)
 app.add_typer(operations.app, name="operations", rich_help_panel=_ASK)
 app.add_typer(audit.app, name="audit", rich_help_panel=_ASK)
+for _policy_command in (policy_changes.live, policy_changes.propose):
+    policy.app.command()(_policy_command)
 app.add_typer(policy.app, name="policy", rich_help_panel=_RUN)
 for _room_command in (rooms.serve, rooms.check, rooms.frontend, rooms.authority, rooms.hsm, rooms.courier):
     app.command(rich_help_panel=_RUN)(_room_command)

@@ -19,7 +19,20 @@ import msgspec
 
 from keybroker.client import problems
 from keybroker.client.errors import BrokerAnswerError
-from keybroker.client.results import Explanation, Key, Operation, OperationPage, Pending, Record, RecordPage, SignedUse, Whoami
+from keybroker.client.results import (
+    Explanation,
+    Freeze,
+    Key,
+    Operation,
+    OperationPage,
+    Pending,
+    Policy,
+    PolicyVersion,
+    Record,
+    RecordPage,
+    SignedUse,
+    Whoami,
+)
 from keybroker.errors import InvalidError, RefusalError
 from keybroker.model.key import KEY_NAME, Algorithm
 from keybroker.model.request import Format, SignBody
@@ -35,6 +48,7 @@ OPERATION_ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
 MAX_WAIT_S = 30
 _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _RANDOM_BYTES = 24
+_ULID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 
 
 class Auto(enum.Enum):
@@ -89,29 +103,29 @@ class Ask(Generic[T]):
         method: of HTTP.
         target: path and query, ASCII.
         decode: makes the answer's value of the body of a 200; raises `BrokerAnswerError` where that cannot be.
-        body: JSON, for POST.
+        body: JSON; empty where there is none.
+        is_idempotent: asking twice does no more than asking once, by what is asked.
         idempotency_key: empty for none.
         wait_s: seconds for which the broker was asked to wait with its answer.
-        is_once: whether the broker makes one of two that are the same, without a key.
     """
 
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "DELETE"]
     target: str
     decode: Callable[[bytes], T]
     body: bytes = field(default=b"", repr=False)
     idempotency_key: str = ""
     wait_s: int = 0
-    is_once: bool = False
+    is_idempotent: bool = False
 
     @property
     def is_repeatable(self) -> bool:
         """Whether asking twice does no more than asking once."""
-        return self.method == "GET" or bool(self.idempotency_key) or self.is_once
+        return self.method == "GET" or self.is_idempotent or bool(self.idempotency_key)
 
     @property
     def headers(self) -> list[tuple[str, str]]:
         """The header fields that are this question's own."""
-        fields = [] if self.method == "GET" else [("Content-Type", "application/json")]
+        fields = [("Content-Type", "application/json")] if self.method == "POST" else []
         return [*fields, ("Idempotency-Key", self.idempotency_key)] if self.idempotency_key else fields
 
 
@@ -218,7 +232,7 @@ def operation(id: str, *, wait_s: int = 0) -> Ask[Operation]:  # noqa: A002  as 
 
 def give_approval(id: str, envelope: bytes) -> Ask[Operation]:  # noqa: A002  as above
     """Hand in a signed approval or refusal (`keybroker.audit.approval`). `Client.approve` and `Client.refuse` make one and hand it in."""
-    return Ask("POST", f"{_operation_path(id)}/approvals", partial(_operation, id), envelope, is_once=True)
+    return Ask("POST", f"{_operation_path(id)}/approvals", partial(_operation, id), envelope, is_idempotent=True)
 
 
 def redeem(id: str, *, message: bytes | None = None, idempotency_key: str | Auto = "") -> Ask[SignedUse]:  # noqa: A002  as above
@@ -245,6 +259,60 @@ def pending(data: bytes) -> Pending:
     return _decoded(Pending, data)
 
 
+def freezes() -> Ask[tuple[Freeze, ...]]:
+    """The freezes in force of what we may freeze or unfreeze, oldest first."""
+    return _get("/v1/freezes", lambda data: _decoded(_Freezes, data).freezes)
+
+
+def freeze(*, workload: str = "", key: str = "", token: str = "", everything: bool = False, reason: str) -> Ask[Freeze]:
+    """Stop something at once: exactly one of a workload (its SPIFFE ID), a key, a token and everything. Repeating it changes nothing.
+
+    Args:
+        reason: why, for people who read the record.
+    """
+    given = {name: value for name, value in (("workload", workload), ("key", key), ("token", token), ("everything", everything)) if value}
+    if len(given) != 1:
+        raise InvalidError("freeze exactly one of a workload, a key, a token and everything")
+    body = msgspec.json.encode(given | {"reason": reason})
+    return Ask("POST", "/v1/freezes", partial(_decoded, Freeze), body, is_idempotent=True)
+
+
+def unfreeze(freeze: str, *, operation: str = "") -> Ask[Freeze]:
+    """Lift a freeze, by its id.
+
+    Args:
+        operation: that others have approved; empty the first time.
+
+    Raises (when it is sent):
+        PendingError: others have to approve it first.
+    """
+    if not _ULID.fullmatch(freeze):
+        raise InvalidError("a freeze is named by its id, 26 characters, as `keybroker freezes` shows it")
+    query = f"?{urlencode({'operation': operation})}" if operation else ""
+    return Ask("DELETE", f"/v1/freezes/{freeze}{query}", partial(_decoded, Freeze))
+
+
+def live_policy() -> Ask[Policy]:
+    """The live rules, whole; for whoever may propose others."""
+    return _get("/v1/admin/policy", partial(_decoded, Policy))
+
+
+def propose_policy(base: str, files: dict[str, str], *, reason: str, operation: str = "") -> Ask[PolicyVersion]:
+    """Put other rules in the place of the live ones. What only narrows access is in force at once.
+
+    Args:
+        base: of the live rules that they were written for.
+        files: grant files by name; all of them.
+        reason: why, for people who read the record.
+        operation: that others have approved; empty the first time.
+
+    Raises (when it is sent):
+        PendingError: it may widen access: others have to approve it first.
+    """
+    body = msgspec.json.encode({"base": base, "files": files, "reason": reason} | ({"operation": operation} if operation else {}))
+    return Ask("POST", "/v1/admin/policy/changes", partial(_decoded, PolicyVersion), body)
+
+
 def records(*, cursor: str = "", limit: int = 100, **filters: Unpack[RecordFilters]) -> Ask[RecordPage]:
     """A page of the record, oldest first; it may be short, even empty, before the end. That it was read is on record too.
 
@@ -267,6 +335,10 @@ def record(index: int) -> Ask[Record]:
 
 class _Keys(msgspec.Struct, frozen=True):
     keys: tuple[Key, ...]
+
+
+class _Freezes(msgspec.Struct, frozen=True):
+    freezes: tuple[Freeze, ...]
 
 
 class _Page(msgspec.Struct, frozen=True):

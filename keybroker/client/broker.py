@@ -96,6 +96,11 @@ class Client:
     operation = _blocking(asks.operation)
     give_approval = _blocking(asks.give_approval)
     redeem = _blocking(asks.redeem)
+    freezes = _blocking(asks.freezes)
+    freeze = _blocking(asks.freeze)
+    unfreeze = _blocking(asks.unfreeze)
+    live_policy = _blocking(asks.live_policy)
+    propose_policy = _blocking(asks.propose_policy)
     records = _blocking(asks.records)
     record = _blocking(asks.record)
 
@@ -184,6 +189,11 @@ class AsyncClient:
     operation = _awaited(asks.operation)
     give_approval = _awaited(asks.give_approval)
     redeem = _awaited(asks.redeem)
+    freezes = _awaited(asks.freezes)
+    freeze = _awaited(asks.freeze)
+    unfreeze = _awaited(asks.unfreeze)
+    live_policy = _awaited(asks.live_policy)
+    propose_policy = _awaited(asks.propose_policy)
     records = _awaited(asks.records)
     record = _awaited(asks.record)
 

@@ -154,6 +154,32 @@ class OperationPage(Result, frozen=True):
     mark: str
 
 
+class Freeze(Result, frozen=True):
+    """One freeze. `kind` is `workload`, `key`, `token` or `everything`; `by` a SPIFFE ID; `since` RFC 3339."""
+
+    id: str
+    kind: str
+    target: str
+    reason: str
+    by: str
+    since: str
+
+
+class PolicyVersion(Result, frozen=True):
+    """One version of the rules. `base` is what a proposal has to name, `policy` the digest that stands in decisions."""
+
+    revision: int
+    base: str
+    policy: str
+
+
+class Policy(PolicyVersion, frozen=True):
+    """The live rules: grant files by name. `since` is RFC 3339."""
+
+    since: str
+    files: dict[str, str]
+
+
 class Explanation(Result, frozen=True):
     """The decision that a request would get. `policy` is a digest; `record` is where the question is on record."""
 

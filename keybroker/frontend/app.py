@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import Message
 
 import keybroker
@@ -22,7 +23,9 @@ from keybroker.errors import InvalidError, KeyBrokerError, MethodNotAllowedError
 from keybroker.frontend import openapi, problems
 from keybroker.frontend.approving import Approving
 from keybroker.frontend.authority_link import AuthorityLink
+from keybroker.frontend.changing import Changing
 from keybroker.frontend.exchange import SCOPE_KEY, Exchange, HttpAnswer, HttpRequest
+from keybroker.frontend.freezing import Freezing
 from keybroker.frontend.metrics import FrontendMetrics
 from keybroker.frontend.problems import ProblemError
 from keybroker.frontend.reading import Reading, refuse_parameters
@@ -104,8 +107,9 @@ class _FastApiRoutes:
         app = FastAPI(
             title="keybroker", version=keybroker.__version__, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
         )
-        app.include_router(Reading(authority).router())
-        app.include_router(Approving(authority).router())
+        routers = (Reading(authority).router(), Approving(authority).router(), Freezing(authority).router(), Changing(authority).router())
+        for router in routers:
+            app.include_router(router)
         described = json_answer(openapi.document(app))
 
         async def describe(request: Request) -> Response:
@@ -116,6 +120,7 @@ class _FastApiRoutes:
         for kind in (HTTPException, RequestValidationError, RefusalError, ProblemError):
             app.add_exception_handler(kind, _on_error)
         self._app = app
+        self._routes = [each for owner in (*routers, app) for each in owner.routes if isinstance(each, Route)]
 
     async def answer(self, exchange: Exchange, request: HttpRequest) -> tuple[str, HttpAnswer]:
         """The template of the route that was found, and its answer."""
@@ -134,10 +139,16 @@ class _FastApiRoutes:
 
         try:
             await self._app(scope, receive, send)
+            if status == 405:  # Starlette names the methods of one route only, and a path may have several (RFC 9110 section 15.5.6)
+                fields["allow"] = self._allowed(request.path)
             answer = HttpAnswer(status, fields, b"".join(body))
         except Exception as err:  # noqa: BLE001  Starlette has answered it in plain text, and raises it again
             answer = _refusal(exchange, err)
         return getattr(scope.get("route"), "path", "none"), answer
+
+    def _allowed(self, path: str) -> str:
+        """The methods that a path takes."""
+        return ", ".join(sorted({method for each in self._routes if each.path_regex.match(path) for method in each.methods or ()}))
 
 
 def _scope(exchange: Exchange, request: HttpRequest) -> dict[str, Any]:

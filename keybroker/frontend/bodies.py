@@ -1,4 +1,4 @@
-"""Bodies of sign requests: JSON bytes in, typed values or a refusal out. RFC 8259, with I-JSON's strictness (RFC 7493 section 2). No I/O.
+"""Bodies of requests: JSON bytes in, typed values or a refusal out. RFC 8259, with I-JSON's strictness (RFC 7493 section 2). No I/O.
 
 Two readers of one body must never see two requests: no member twice, no lone surrogate, no second spelling of the same base64.
 """
@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import re
 from binascii import b2a_base64
-from typing import Annotated, Any, NoReturn
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import msgspec
 
 from keybroker.audit.dsse import MAX_ENVELOPE_BYTES, Envelope
 from keybroker.audit.leaf import canonical
-from keybroker.errors import InvalidError, MalformedError
+from keybroker.errors import InvalidError, MalformedError, UnsupportedMediaTypeError
 from keybroker.model.key import Algorithm
 from keybroker.model.request import MAX_BATCH_ITEMS, MAX_MESSAGE_BYTES, SignBody
 
@@ -37,6 +38,7 @@ _decode_envelope = msgspec.json.Decoder(Envelope).decode
 _decode_redemption = msgspec.json.Decoder(Redemption).decode
 _decode_sign = msgspec.json.Decoder(SignBody).decode
 _decode_batch = msgspec.json.Decoder(_Batch).decode
+_JSON = re.compile(rb'application/json(?:[ \t]*;[ \t]*charset="?utf-8"?)?', re.IGNORECASE)
 _FIELD_FAULT = re.compile(r"Object (contains unknown|missing required) field `(.*)`", re.DOTALL)
 _PLACED_FAULT = re.compile(r"(.*?)(?: - at `\$\.?([a-z_]*)`)?", re.DOTALL)
 _CHOICES = {"algorithm": ", ".join(each.value for each in Algorithm), "format": "der, p1363"}
@@ -61,6 +63,33 @@ def sign_body(data: bytes) -> SignBody:
         _refuse_second_spellings(_read_strictly(data), body)
     body.check()
     return body
+
+
+T = TypeVar("T")
+
+
+def json_body(data: bytes, type_: type[T]) -> T:
+    """A body of any other route, as strict: unknown members, members given twice and wrong types are refused.
+
+    Raises:
+        MalformedError: not JSON, or JSON that could be read in two ways.
+        InvalidError: JSON, but not of this type.
+    """
+    _read_strictly(data)
+    try:
+        return msgspec.json.decode(data, type=type_)
+    except msgspec.ValidationError as err:
+        _refuse(err)
+
+
+def require_json(types: Sequence[bytes]) -> None:
+    """Check the values of `Content-Type`.
+
+    Raises:
+        UnsupportedMediaTypeError: not one, or not JSON.
+    """
+    if len(types) != 1 or not _JSON.fullmatch(types[0]):
+        raise UnsupportedMediaTypeError("Send `Content-Type: application/json`.")
 
 
 def batch_items(data: bytes) -> list[SignBody | InvalidError]:

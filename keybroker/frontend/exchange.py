@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 from ulid import ULID
 
+from keybroker.frontend.bodies import require_json
 from keybroker.tracing import Laps, Span, Tracer
 
 SCOPE_KEY = "keybroker.exchange"
@@ -92,6 +93,16 @@ class Exchange:
         """The exchange that a FastAPI request belongs to."""
         exchange: Exchange = request.scope[SCOPE_KEY]
         return exchange
+
+
+async def json_of(request: Request) -> bytes:
+    """The body of a FastAPI request, if it calls itself JSON.
+
+    Raises:
+        UnsupportedMediaTypeError: it does not.
+    """
+    require_json([value.encode("latin-1") for value in request.headers.getlist("content-type")])
+    return await request.body()
 
 
 def new_request_id() -> str:

@@ -12,7 +12,22 @@ from fastapi.openapi.utils import get_openapi
 from keybroker.audit.dsse import Envelope
 from keybroker.frontend import problems
 from keybroker.frontend.bodies import Redemption
-from keybroker.frontend.shapes import Explanation, Key, Keys, Operations, PendingUse, ProblemDocument, SignedUse, Whoami
+from keybroker.frontend.changing import ProposalBody
+from keybroker.frontend.freezing import FreezeBody
+from keybroker.frontend.shapes import (
+    Explanation,
+    Freeze,
+    Freezes,
+    Key,
+    Keys,
+    Operations,
+    PendingUse,
+    Policy,
+    PolicyVersion,
+    ProblemDocument,
+    SignedUse,
+    Whoami,
+)
 from keybroker.model.request import MAX_BATCH_ITEMS, MAX_MEDIA_TYPE_CHARACTERS, MAX_REASON_CHARACTERS, SignBody
 
 _JSON = "application/json"
@@ -29,6 +44,7 @@ _SIGNING = (
     "audit-unavailable",
     "signature-self-check-failed",
     "rate-limited",
+    "frozen",
 )
 _ENDED = ("approval-mismatch", "approval-consumed", "approval-stale", "approval-expired")
 _APPROVING = (*_ENDED, "self-approval", "audit-unavailable", "unsupported-media-type", "rate-limited")
@@ -50,6 +66,8 @@ class _Post:
 
 
 _READING_RECORD = ("audit-unavailable", "clock-untrusted")
+_ACTING = ("frozen", "audit-unavailable", "stale-base", "replayed")
+_TAKING = ("unsupported-media-type",)
 _POSTS = (
     _Post("/v1/keys/{key}/sign", "sign", "Sign one thing with a key.", "SignBody", "SignedUse", is_idempotent=True, may_wait=True),
     _Post(
@@ -90,13 +108,25 @@ def document(app: FastAPI) -> dict[str, Any]:
     )
     paths = made["paths"]
     for path, item in paths.items():
-        codes = _ANY_PLACE + _ANY_REQUEST + (_READING_RECORD if "/audit/" in path else ()) + (_WAITING if "/operations" in path else ())
-        shape = item["get"].pop("x-shape")
-        item["get"]["responses"] = {"200": _answer(shape), **_refusals(codes)}
+        for method, operation in item.items():
+            _describe(path, method, operation)
     for post in _POSTS:
         paths[post.path] = {"post": _described(post)}
     made["components"] = {"schemas": _schemas(), "responses": _problem_responses()}
     return made
+
+
+def _describe(path: str, method: str, operation: dict[str, Any]) -> None:
+    """What a FastAPI route takes and answers, by what it says of itself."""
+    codes = _ANY_PLACE + _ANY_REQUEST + (_READING_RECORD if "/audit/" in path else ())
+    codes += _WAITING if "/operations" in path else ()
+    codes += (_ACTING if method != "get" else ()) + (_TAKING if method == "post" else ())
+    waits = {"202": _answer("PendingUse", "Others have to approve it first.")} if operation.pop("x-waits", None) else {}
+    codes += (*_ENDED, "rate-limited") if waits else ()
+    operation["responses"] = {"200": _answer(operation.pop("x-shape")), **waits, **_refusals(codes)}
+    takes = operation.pop("x-body", None)
+    if takes:
+        operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": _reference(takes)}}}
 
 
 def _described(post: _Post) -> dict[str, Any]:
@@ -142,6 +172,7 @@ def _problem_responses() -> dict[str, Any]:
 
 def _schemas() -> dict[str, Any]:
     shapes = [Whoami, Keys, Key, SignedUse, PendingUse, Explanation, Operations, Envelope, Redemption, ProblemDocument, SignBody]
+    shapes += [Freeze, Freezes, FreezeBody, Policy, PolicyVersion, ProposalBody]
     _, schemas = msgspec.json.schema_components(shapes, ref_template="#/components/schemas/{name}")
     for schema in schemas.values():
         if "description" in schema:

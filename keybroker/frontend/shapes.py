@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from keybroker.model import freeze as freezes
 from keybroker.model.approval import Subject
 from keybroker.model.call import (
     ApprovalView,
@@ -15,6 +16,8 @@ from keybroker.model.call import (
     OperationReply,
     OperationState,
     Pending,
+    PolicyChanged,
+    PolicyReply,
     Signed,
     StageView,
     WhoamiReply,
@@ -221,6 +224,56 @@ class LimitLeft(Shape, frozen=True):
     per: str
     left: int
     retry_after: int
+
+
+class Freeze(Shape, frozen=True):
+    """One freeze. `kind` is `workload`, `key`, `token` or `everything`; `by` a SPIFFE ID; `since` RFC 3339."""
+
+    id: str
+    kind: str
+    target: str
+    reason: str
+    by: str
+    since: str
+
+    @classmethod
+    def of(cls, freeze: freezes.Freeze) -> Freeze:
+        """From a frame."""
+        return cls(**msgspec.structs.asdict(freeze))
+
+
+class Freezes(Shape, frozen=True):
+    """Freezes in force, oldest first."""
+
+    freezes: tuple[Freeze, ...]
+
+
+class PolicyVersion(Shape, frozen=True):
+    """One version of the rules. `base` is what a proposal has to name, `policy` the digest that stands in decisions."""
+
+    revision: int
+    base: str
+    policy: str
+
+    @classmethod
+    def of(cls, reply: PolicyChanged) -> PolicyVersion:
+        """From the authority's reply."""
+        return cls(**msgspec.structs.asdict(reply))
+
+
+class Policy(Shape, frozen=True):
+    """The live rules: grant files by name. `since` is RFC 3339."""
+
+    revision: int
+    base: str
+    policy: str
+    since: str
+    files: dict[str, str]
+
+    @classmethod
+    def of(cls, reply: PolicyReply) -> Policy:
+        """From the authority's reply."""
+        return cls(**msgspec.structs.asdict(reply))
 
 
 class Explanation(Shape, frozen=True):

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from keybroker.errors import InvalidError, OverloadedError, UnsupportedMediaTypeError
+from keybroker.errors import InvalidError, OverloadedError
 from keybroker.frontend import bodies, problems
 from keybroker.frontend.authority_link import BATCH_SECONDS, AuthorityLink
 from keybroker.frontend.exchange import Exchange, HttpAnswer, HttpRequest
@@ -20,10 +20,11 @@ from keybroker.frontend.shapes import BatchResults, Explanation, PendingUse, Pro
 from keybroker.model.call import BatchReply, Explain, ExplainReply, Pending, Problem, Sign, SignBatch, Signed, UseReply
 from keybroker.model.request import MAX_BATCH_BYTES, SignBody
 
-_JSON = re.compile(rb'application/json(?:[ \t]*;[ \t]*charset="?utf-8"?)?', re.IGNORECASE)
 _IDEMPOTENCY_KEY = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 _BATCH_END = b"/sign/batch"
 _APPROVALS_END = b"/approvals"
+_CHANGES = b"/v1/admin/policy/changes"
+MAX_CHANGE_BYTES = 3 * 1024 * 1024  # two of rules, escaped as badly as can be expected
 _JSON_FIELDS = {"content-type": "application/json", "cache-control": "no-store"}
 
 
@@ -31,6 +32,8 @@ def body_limit(path: bytes) -> int:
     """How many bytes a body may have, by the path of the request target."""
     if path.endswith(_APPROVALS_END):
         return bodies.MAX_APPROVAL_BODY_BYTES
+    if path == _CHANGES:
+        return MAX_CHANGE_BYTES
     return MAX_BATCH_BYTES if path.endswith(_BATCH_END) else bodies.MAX_SIGN_BODY_BYTES
 
 
@@ -106,9 +109,7 @@ def json_body(request: HttpRequest) -> bytes:
     Raises:
         UnsupportedMediaTypeError: it does not.
     """
-    types = request.values(b"content-type")
-    if len(types) != 1 or not _JSON.fullmatch(types[0]):
-        raise UnsupportedMediaTypeError("Send `Content-Type: application/json`.")
+    bodies.require_json(request.values(b"content-type"))
     return request.take_body()
 
 

@@ -11,6 +11,7 @@ import msgspec
 
 from keybroker.errors import RefusalError
 from keybroker.model.approval import Subject
+from keybroker.model.freeze import Freeze, FreezeKind
 from keybroker.model.request import SignBody
 
 MAX_FAILED_HANDSHAKES = 128
@@ -99,6 +100,42 @@ class Redeem(Ask, frozen=True):
     idempotency_key: str = ""
 
 
+class AskFreeze(Ask, frozen=True):
+    """Stop a workload, a key, a token or everything. `target` is empty for everything."""
+
+    kind: FreezeKind
+    target: str
+    reason: str
+
+
+class ListFreezes(Ask, frozen=True):
+    """The freezes in force that the caller may see."""
+
+
+class AskUnfreeze(Ask, frozen=True):
+    """Lift one freeze, by its id. `operation`: that others have approved; empty the first time."""
+
+    freeze: str
+    operation: str = ""
+
+
+class ShowPolicy(Ask, frozen=True):
+    """The live rules, for whoever may propose others."""
+
+
+class ProposePolicy(Ask, frozen=True):
+    """Other rules in the place of the live ones. `base` is that of the rules that they were written for; `files` by name.
+
+    Attributes:
+        operation: that others have approved; empty the first time.
+    """
+
+    base: str
+    files: dict[str, str]
+    reason: str
+    operation: str = ""
+
+
 class QueryRecords(Ask, frozen=True):
     """A page of the record, oldest first. Empty strings and 0 do not filter; times are microseconds since the epoch.
 
@@ -159,6 +196,11 @@ AnyAsk = (
     | ShowOperation
     | Approve
     | Redeem
+    | AskFreeze
+    | ListFreezes
+    | AskUnfreeze
+    | ShowPolicy
+    | ProposePolicy
     | QueryRecords
     | ShowRecord
     | Health
@@ -247,7 +289,7 @@ class KeysReply(Reply, frozen=True):
 
 
 class UseReply(Reply, frozen=True):
-    """What comes of asking for a use of a key, if nothing stands against it: a signature, or an operation that waits."""
+    """What comes of asking for a use of a key, or for a change, if nothing stands against it: that it is done, or that it waits."""
 
 
 class Signed(UseReply, frozen=True):
@@ -383,6 +425,42 @@ class RecordsReply(Reply, frozen=True):
     next: str
 
 
+class FreezeReply(UseReply, frozen=True):
+    """A freeze that is in force now, or that has just been lifted."""
+
+    freeze: Freeze
+
+
+class FreezesReply(Reply, frozen=True):
+    """Freezes in force, oldest first."""
+
+    freezes: tuple[Freeze, ...]
+
+
+class PolicyReply(Reply, frozen=True):
+    """The live rules.
+
+    Attributes:
+        base: what a proposal has to name.
+        policy: the digest that stands in decisions.
+        since: RFC 3339.
+    """
+
+    revision: int
+    base: str
+    policy: str
+    since: str
+    files: dict[str, str]
+
+
+class PolicyChanged(UseReply, frozen=True):
+    """Other rules are in force now."""
+
+    revision: int
+    base: str
+    policy: str
+
+
 class HealthReply(Reply, frozen=True):
     """`ready` says whether this broker can sign now; `parts` says what each part thinks of itself, in words."""
 
@@ -411,6 +489,10 @@ AnyReply = (
     | ExplainReply
     | OperationReply
     | OperationsReply
+    | FreezeReply
+    | FreezesReply
+    | PolicyReply
+    | PolicyChanged
     | RecordsReply
     | HealthReply
     | MetricsReply

@@ -23,6 +23,7 @@ class RecordKind(enum.Enum):
     READ = "read"
     SECURITY = "security"
     ADMIN = "admin"
+    FREEZE = "freeze"
 
 
 class Outcome(enum.Enum):

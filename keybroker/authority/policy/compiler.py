@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
 from keybroker.audit.leaf import canonical
 from keybroker.authority.policy.grants import Deny, Grant, Hours, Quorum, Rules, days_of, seconds_of
 from keybroker.authority.policy.pattern import Pattern
@@ -53,7 +55,7 @@ def _compiled(rule: Grant | Deny, rules: Rules) -> dict[str, Any]:
     operations = set(rule.operations)
     if isinstance(rule, Grant) and operations & {"sign", "sign-digest"}:
         operations.add("read-key")  # who may sign with a key may read its public half
-    demands = {"obligation": obligation_of(rule, rules), "when_read": when_read_of(rule)} if isinstance(rule, Grant) else {}
+    demands = _demands(rule, rules) if isinstance(rule, Grant) else {}
     return {
         "id": rule.id,
         **demands,
@@ -61,12 +63,25 @@ def _compiled(rule: Grant | Deny, rules: Rules) -> dict[str, Any]:
         "keys": rule.keys,
         "algorithms": tuple(each.value for each in rule.algorithms),
         "networks": rule.networks,
-        "trails": tuple(_trail(Pattern.parse(text)) for text in rule.trails),
+        "trails": tuple(_identities(Pattern.parse(text)) for text in rule.trails),
+        "subjects": tuple(_identities(Pattern.parse(text)) for text in rule.subjects),
+        "tokens": rule.tokens,
+        "waives": rule.waives,
+    }
+
+
+def _demands(grant: Grant, rules: Rules) -> dict[str, Obligation]:
+    """What is demanded, by what is done."""
+    obligation = obligation_of(grant, rules)
+    return {
+        "obligation": obligation,
+        "when_changed": msgspec.structs.replace(obligation, hours=(), limits=()),
+        "when_read": when_read_of(grant),
     }
 
 
 def when_read_of(grant: Grant) -> Obligation:
-    """What is demanded of one who reads the key or the record: limits, hours and quorums are about uses of keys."""
+    """What is demanded of one who reads the key or the record: limits, hours and quorums are about what is done."""
     return Obligation(grant.id, grant.not_before or "", grant.not_after or "", (), (), (), 0, 0, (), observe_only=grant.observe_only)
 
 
@@ -91,7 +106,7 @@ def _hours(hours: Hours) -> HoursWindow:
     return HoursWindow(days_of(hours.days), hours.opens, hours.closes, hours.zone, tuple(sorted(hours.excluded)))
 
 
-def _trail(pattern: Pattern) -> dict[str, Any]:
-    """A trail pattern as the policy compares it: with the segments of `split(spiffe_id, "/")`."""
+def _identities(pattern: Pattern) -> dict[str, Any]:
+    """A pattern of trails or subjects as the policy compares it: with the segments of `split(spiffe_id, "/")`."""
     path = () if pattern.is_anybody else ("spiffe:", "", pattern.trust_domain, *pattern.path)
     return {"is_any": pattern.is_anybody, "is_open": pattern.is_open, "path": path}

@@ -18,12 +18,13 @@ Fault = Callable[[Place, str], None]
 _DURATION_FORM = "a number and s, m, h or d, such as 90s or 24h"
 
 
-def check(grant: Grant, fault: Fault, *, signs: bool) -> None:
+def check(grant: Grant, fault: Fault, *, signs: bool, asks_others: bool) -> None:
     """What can be judged without the other files.
 
     Args:
         fault: takes a place in the grant and what is wrong there.
         signs: whether the grant has an operation that uses a key.
+        asks_others: whether it has one that uses none, and that others may have to approve.
     """
     _check_moments(grant, fault)
     for index, hours in enumerate(grant.hours):
@@ -32,7 +33,7 @@ def check(grant: Grant, fault: Fault, *, signs: bool) -> None:
     if isinstance(grant.quorum, Quorum):
         _check_quorum(grant.quorum, fault)
     for name in ("hours", "limits", "quorum"):
-        if getattr(grant, name) and not signs:
+        if getattr(grant, name) and not (signs or (asks_others and name == "quorum")):
             fault((name,), "no operation of this rule signs; `not_before` and `not_after` bind every operation")
     if grant.observe_only and not (grant.not_before or grant.not_after or grant.hours or grant.limits or grant.quorum):
         fault(("observe_only",), "there is nothing to observe: the grant has no hours, limits, quorum, `not_before` or `not_after`")

@@ -15,11 +15,12 @@ from keybroker.model.key import KEY_NAME, Algorithm
 
 OWN_TRAIL = "own-trail"
 
-Operation = Literal["sign", "sign-digest", "read-key", "read-audit"]
-Denied = Literal["sign", "sign-digest", "read-key", "read-audit", "approve"]  # whoever is in a group of a quorum may, without a grant
+Operation = Literal["sign", "sign-digest", "read-key", "read-audit", "freeze", "unfreeze", "admin-policy", "break-glass"]
+Denied = Literal[Operation, "approve"]  # whoever is in a group of a quorum may approve, without a grant
 
 RULE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 DAYS: tuple[Day, ...] = get_args(Day)
+TOKEN_NAME = re.compile(r"\*|[a-z0-9][a-z0-9-]{0,31}")
 NOT_BUILT = frozenset({"evidence"})
 
 _DAY = f"({'|'.join(DAYS)})"
@@ -53,6 +54,14 @@ _Keys = Annotated[
 ]
 _Algorithms = Annotated[tuple[Algorithm, ...], _list_schema("JOSE names; a grant that signs needs them.")]
 _Trails = Annotated[tuple[_PatternText, ...], _list_schema("Whose records; patterns like `workloads`, and `**` alone is the whole record.")]
+_Subjects = Annotated[
+    tuple[_PatternText, ...], _list_schema("Whom a freeze may stop; patterns like `workloads`, and `**` alone is everybody and everything.")
+]
+_Tokens = Annotated[
+    tuple[Annotated[str, msgspec.Meta(extra_json_schema={"pattern": f"^({TOKEN_NAME.pattern})$"})], ...],
+    _list_schema('Tokens that a freeze may stop; `["*"]` alone is every token.'),
+]
+_Waives = Annotated[tuple[_Name, ...], _list_schema("Ids of the grants whose hours, limits and quorum `break-glass` may waive.")]
 _Networks = Annotated[tuple[_Name, ...], _list_schema("Only from these named networks.")]
 _Moment = Annotated[str, _text_schema(MOMENT.pattern, "A moment in UTC, such as 2027-06-30T00:00:00Z.")]
 _Clock = Annotated[str, _text_schema(CLOCK.pattern, "HH:MM, in quotes; 24:00 is the end of the day.")]
@@ -110,6 +119,9 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     keys: _Keys = ()
     algorithms: _Algorithms = ()
     trails: _Trails = ()
+    subjects: _Subjects = ()
+    tokens: _Tokens = ()
+    waives: _Waives = ()
     networks: _Networks = ()
     not_before: _Moment | msgspec.UnsetType = msgspec.UNSET
     not_after: _Moment | msgspec.UnsetType = msgspec.UNSET
@@ -120,7 +132,7 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class Deny(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One no; it wins over every grant. A selector that is not given fits everything; `keys` and `trails` together fit either."""
+    """One no; it wins over every grant. A selector that is not given fits everything; several kinds of targets fit each."""
 
     id: Annotated[_Name, msgspec.Meta(description="Unique over all files; stands in the reasons of what it refuses.")]
     workloads: _Workloads
@@ -128,6 +140,9 @@ class Deny(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     keys: _Keys = ()
     algorithms: _Algorithms = ()
     trails: _Trails = ()
+    subjects: _Subjects = ()
+    tokens: _Tokens = ()
+    waives: _Waives = ()
     networks: _Networks = ()
 
 

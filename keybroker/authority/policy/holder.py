@@ -181,12 +181,20 @@ class PolicyHolder:
 
 
 def _build(directory: Path, module: WasmModule, known_keys: frozenset[str], signature: _Signature) -> Candidate:
-    rules = loader.load(directory, known_keys)
+    return build(loader.load(directory, known_keys), module, signature, str(directory))
+
+
+def build(rules: Rules, module: WasmModule, signature: _Signature, source: str) -> Candidate:
+    """Rules that are ready and not in force yet.
+
+    Raises:
+        ConfigError: they are too large.
+    """
     data, digest = compile_rules(rules, module.sha256, ENGINE)
     try:
         return Candidate(EmbeddedEngine(module, data, digest), rules, signature)
     except WasmTrapError as err:
-        msg = f"{directory}: the rules are too large for the policy engine ({err})"
+        msg = f"{source}: the rules are too large for the policy engine ({err})"
         raise ConfigError(msg) from err
 
 

@@ -14,7 +14,19 @@ import msgspec
 
 from keybroker.authority.policy import demands
 from keybroker.authority.policy.demands import Place
-from keybroker.authority.policy.grants import NOT_BUILT, OWN_TRAIL, RULE_NAME, Denied, Deny, Grant, GrantFile, Network, Operation, Rules
+from keybroker.authority.policy.grants import (
+    NOT_BUILT,
+    OWN_TRAIL,
+    RULE_NAME,
+    TOKEN_NAME,
+    Denied,
+    Deny,
+    Grant,
+    GrantFile,
+    Network,
+    Operation,
+    Rules,
+)
 from keybroker.authority.policy.pattern import Pattern, PatternError
 from keybroker.errors import ConfigError
 from keybroker.model.decision import Per
@@ -27,6 +39,8 @@ _ENDS_WITH = " - at `"
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.+)`")
 _CHOICES = {"operations": get_args(Operation), "algorithms": tuple(each.value for each in Algorithm), "per": get_args(Per)}
 _SIGNING = frozenset({"sign", "sign-digest"})
+_FREEZING = frozenset({"freeze", "unfreeze"})
+_NEEDING_OTHERS = frozenset({"unfreeze", "admin-policy"})
 _CROWD = 2_000  # rules; a decision that walks about three times as many runs out of fuel
 _EMPTY = "an empty list means nobody or nothing; name something, or leave the rule out"
 _FILE_FIELDS = ", ".join(f"`{name}`" for name in GrantFile.__struct_fields__)
@@ -95,6 +109,7 @@ class _Loader:
         self._places: dict[str, tuple[YamlDocument, Place]] = {}
         self._networks: dict[str, tuple[Network, ...]] = {}
         self._network_uses: list[tuple[str, str]] = []
+        self._waived: list[tuple[str, str]] = []
         self._people: dict[str, tuple[str, ...]] = {}
         self._owners: dict[str, str] = {}  # of identities
         self._groups: dict[str, tuple[str, ...]] = {}
@@ -128,6 +143,8 @@ class _Loader:
         for where, name in self._network_uses:
             if name not in self._networks:
                 self.errors.append(f"{where}: no network is named {name!r}; define it under `networks`")
+        ids = {rule.id for rule in self._grants}
+        self.errors += [f"{where}: there is no grant {name!r}; name one that is there" for where, name in self._waived if name not in ids]
         for where, name in self._group_members:
             if name not in self._people:
                 self.errors.append(f"{where}: nobody is named {name!r}; define it under `people`")
@@ -165,7 +182,8 @@ class _Loader:
         if isinstance(rule, Grant):
             self._places.setdefault(rule.id, (document, place))
             signs = not _SIGNING.isdisjoint(rule.operations)
-            demands.check(rule, partial(self._fault_in, document, place), signs=signs)
+            asks_others = not _NEEDING_OTHERS.isdisjoint(rule.operations)
+            demands.check(rule, partial(self._fault_in, document, place), signs=signs, asks_others=asks_others)
         if len(self.errors) > before:
             return
         if isinstance(rule, Grant):
@@ -196,7 +214,7 @@ class _Loader:
             self._ids[name] = document.where(where)
 
     def _check_selectors(self, document: YamlDocument, place: Place, rule: Grant | Deny) -> None:
-        for name in ("workloads", "trails"):
+        for name in ("workloads", "trails", "subjects"):
             for index, text in enumerate(getattr(rule, name)):
                 try:
                     Pattern.parse(text)
@@ -204,6 +222,10 @@ class _Loader:
                     self._fault(document, (*place, name, index), str(err))
         for index, key in enumerate(rule.keys):
             self._check_key(document, (*place, "keys", index), key, is_alone=len(rule.keys) == 1)
+        for index, token in enumerate(rule.tokens):
+            if not TOKEN_NAME.fullmatch(token) or (token == "*" and len(rule.tokens) > 1):  # noqa: S105  every token
+                self._fault(document, (*place, "tokens", index), 'a token name is [a-z0-9][a-z0-9-]{0,31}; "*" stands alone')
+        self._waived += [(document.where((*place, "waives", index)), name) for index, name in enumerate(rule.waives)]
         for index, network in enumerate(rule.networks):
             self._network_uses.append((document.where((*place, "networks", index)), network))
 
@@ -222,13 +244,21 @@ class _Loader:
         signs = not operations.isdisjoint(_SIGNING)
         uses_keys = signs or not operations.isdisjoint({"read-key", "approve"})
         reads = "read-audit" in operations
+        freezes = not operations.isdisjoint(_FREEZING)
+        freezable = rule.keys or rule.subjects or rule.tokens
+        breaks = "break-glass" in operations
         mixed = rule.algorithms and signs and (rule.trails or not _SIGNING.issuperset(rule.operations))
         is_grant = isinstance(rule, Grant)
         faults = (
             (is_grant and uses_keys and not rule.keys, "keys", "operations on keys need `keys`"),
             (is_grant and signs and not rule.algorithms, "algorithms", "signing needs `algorithms`; there is no default"),
             (is_grant and reads and not rule.trails, "trails", "`read-audit` needs `trails`"),
-            (rule.keys and not uses_keys, "keys", "no operation of this rule uses keys"),
+            (is_grant and breaks and not rule.waives, "waives", "`break-glass` needs `waives`"),
+            (is_grant and freezes and not freezable, "subjects", "freezing needs `subjects`, `keys` or `tokens`"),
+            (rule.keys and not (uses_keys or freezes), "keys", "no operation of this rule uses keys"),
+            (rule.subjects and not freezes, "subjects", "no operation of this rule freezes"),
+            (rule.tokens and not freezes, "tokens", "no operation of this rule freezes"),
+            (rule.waives and not breaks, "waives", "no operation of this rule breaks glass"),
             (rule.algorithms and not signs, "algorithms", "no operation of this rule signs"),
             (rule.trails and not reads, "trails", "no operation of this rule reads trails"),
             (not is_grant and mixed, "algorithms", "only signing names an algorithm: write one rule for signing and one for the rest"),

@@ -71,7 +71,26 @@ CREATE TABLE clock (                  -- one row: when the clock was last seen t
     distrusted TEXT NOT NULL          -- what was seen since, until an operator has acknowledged it; empty otherwise
 ) STRICT;
 """
-STEPS = (_RECORD, _LIMITS, operation_tables.TABLES)
+_FREEZES = """
+CREATE TABLE freeze (
+    id        TEXT PRIMARY KEY,       -- a ULID
+    kind      TEXT NOT NULL,
+    target    TEXT NOT NULL,
+    reason    TEXT NOT NULL,
+    frozen_by TEXT NOT NULL,
+    since     TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+"""
+_POLICIES = """
+CREATE TABLE policy_version (
+    revision INTEGER PRIMARY KEY,
+    change   TEXT NOT NULL,           -- digest of the proposal that made it; '' where it was read from disk
+    files    BLOB NOT NULL,           -- JSON: grant files by name; none where the broker went back to files on disk
+    since    TEXT NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX policy_version_change ON policy_version (change) WHERE change <> '';  -- no proposal takes effect twice
+"""
+STEPS = (_RECORD, _LIMITS, operation_tables.TABLES, _FREEZES, _POLICIES)
 
 
 def require_known(db: sqlite3.Connection, path: Path) -> None:

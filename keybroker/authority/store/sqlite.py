@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from keybroker.authority.store import opening
+from keybroker.authority.store import freezes, opening, policies
 from keybroker.authority.store.faults import StoreBrokenError, StoreConflictError, is_fatal, name_of, unavailable
 from keybroker.authority.store.operation_tables import OperationTables
+from keybroker.authority.store.policies import PolicyVersion
 from keybroker.authority.store.units import UnitTable
 from keybroker.authority.timekeeper import ClockRow
+from keybroker.model.freeze import Freeze
 
 # A checkpoint stops the next commit, at 64 waiting, for about 4 ms with 1,000 frames and 14 ms with 4,000; each costs two syncs more.
 CHECKPOINT_FRAMES = 2_000
@@ -253,6 +255,22 @@ class SqliteStore:
         self._db.execute(
             "DELETE FROM idempotency WHERE scope IN (SELECT scope FROM idempotency WHERE made_us < ? LIMIT 1000)", (before_us,)
         )
+
+    def apply(self, effect: Callable[[sqlite3.Connection], None]) -> None:
+        """Change a table that this file does not know, in the transaction under way."""
+        effect(self._db)
+
+    def freezes(self) -> list[Freeze]:
+        """Every freeze in force, oldest first."""
+        return freezes.load(self._db)
+
+    def policy_version(self) -> PolicyVersion | None:
+        """The newest version of the rules that is kept here, or None."""
+        return policies.newest(self._db)
+
+    def policy_changes(self) -> frozenset[str]:
+        """The digests of all proposals that have taken effect."""
+        return policies.changes(self._db)
 
     def pins(self) -> list[Pin]:
         """Every pinned key version."""

@@ -20,23 +20,32 @@ from keybroker.model.call import (
     AnyReply,
     ApprovalView,
     Approve,
+    AskFreeze,
+    AskUnfreeze,
     BatchReply,
     Call,
     Explain,
     ExplainReply,
+    FreezeReply,
+    FreezesReply,
     KeyReply,
     KeysReply,
+    ListFreezes,
     ListOperations,
     OperationReply,
     OperationsReply,
     Pending,
+    PolicyChanged,
+    PolicyReply,
     Problem,
+    ProposePolicy,
     PublicVersion,
     QueryRecords,
     RecordsReply,
     Redeem,
     ShowKey,
     ShowOperation,
+    ShowPolicy,
     ShowRecord,
     Sign,
     SignBatch,
@@ -45,6 +54,7 @@ from keybroker.model.call import (
     Whoami,
     WhoamiReply,
 )
+from keybroker.model.freeze import Freeze
 from keybroker.wire import Channel, Listener
 from tests.approvals import SUBJECT
 
@@ -57,6 +67,9 @@ OPERATION = OperationReply(
     SUBJECT.operation.id, "pending", SUBJECT, "2030-01-01T00:00:00Z", "", (_STAGE,), (_APPROVAL,), "bob", ("release/1",), "", 16
 )
 PENDING = Pending(SUBJECT.operation.id, (_STAGE,), "2030-01-01T00:00:00Z", "")
+FREEZE = Freeze(
+    "01M88GD5FBBXSDAAJD4DJAQY07", "key", "orders", "incident 7", "spiffe://example.org/human/rita", "2026-11-25T08:00:00.000000Z"
+)
 KEY = KeyReply("orders", {}, ("ES256",), (_VERSION,))
 
 Answers = Callable[[Call], AnyReply | None]
@@ -83,7 +96,7 @@ class FakeAuthority:
         """What was asked, without who asked."""
         return [call.ask for call in self.calls]
 
-    def allow(self, call: Call) -> AnyReply:  # noqa: C901, PLR0911  one line for each kind of ask
+    def allow(self, call: Call) -> AnyReply:  # noqa: C901, PLR0911, PLR0912  one line for each kind of ask
         """What an authority says that has one key, `orders`, and lets every valid SVID use it."""
         try:
             svid = self.validator.validate(call.chain)
@@ -104,6 +117,14 @@ class FakeAuthority:
                 return OperationsReply((OPERATION,), "mark")
             case ShowOperation() | Approve():
                 return OPERATION
+            case AskFreeze() | AskUnfreeze():
+                return FreezeReply(FREEZE)
+            case ListFreezes():
+                return FreezesReply((FREEZE,))
+            case ShowPolicy():
+                return PolicyReply(1, "00", "11", "2026-11-25T08:00:00.000000Z", {"a.yaml": "grants: []"})
+            case ProposePolicy():
+                return PolicyChanged(2, "22", "33")
             case QueryRecords() | ShowRecord():
                 return RecordsReply((b'{"v":1}',), "")
             case Sign() | SignBatch() | Explain() | ShowKey():

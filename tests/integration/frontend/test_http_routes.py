@@ -9,10 +9,27 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from keybroker.errors import DeniedError, SvidInvalidError
-from keybroker.model.call import Explain, ListJwks, ListKeys, Problem, QueryRecords, ShowKey, ShowRecord, Sign, SignBatch, Whoami
+from keybroker.errors import DeniedError, FrozenError, SvidInvalidError
+from keybroker.model.call import (
+    AskFreeze,
+    AskUnfreeze,
+    Explain,
+    ListFreezes,
+    ListJwks,
+    ListKeys,
+    Problem,
+    ProposePolicy,
+    QueryRecords,
+    ShowKey,
+    ShowPolicy,
+    ShowRecord,
+    Sign,
+    SignBatch,
+    Whoami,
+)
 from keybroker.model.key import Algorithm
 from keybroker.model.request import SignBody
+from tests.integration.frontend.fake_authority import FREEZE
 from tests.integration.frontend.served import WORKLOAD, Answered, Served, authority, current, request, sign
 
 BODY = b'{"algorithm":"ES256","message":"aGk="}'
@@ -78,6 +95,92 @@ def test_batch_reaches_the_authority_as_one_ask_of_what_can_be_read(served: Serv
 def test_explain_reaches_the_authority_as_one_ask(served: Served) -> None:
     assert only(served.ask(sign(BODY, target="/v1/keys/orders/sign/explain", close=True))).status == 200
     assert served.authority.asked == [Explain("orders", SIGN_BODY)]
+
+
+FROZEN = {
+    b'{"key":"orders","reason":"incident 7"}': AskFreeze("key", "orders", "incident 7"),
+    b'{"reason":"7","workload":"spiffe://example.org/a"}': AskFreeze("workload", "spiffe://example.org/a", "7"),
+    b'{"token":"main","reason":"7"}': AskFreeze("token", "main", "7"),
+    b'{"everything":true,"reason":"7"}': AskFreeze("everything", "", "7"),
+}
+FREEZES = "/v1/freezes"
+
+
+def freeze(body: bytes) -> bytes:
+    return request(FREEZES, "Content-Type: application/json", method="POST", body=body, close=True)
+
+
+@pytest.mark.parametrize("body", FROZEN)
+def test_freeze_reaches_the_authority_as_one_ask(served: Served, body: bytes) -> None:
+    answer = only(served.ask(freeze(body)))
+    assert (answer.status, json.loads(answer.body)["id"]) == (200, FREEZE.id)
+    assert served.authority.asked == [FROZEN[body]]
+
+
+def test_freezes_are_listed_and_lifted_by_id(served: Served) -> None:
+    listed = only(served.ask(request(FREEZES, close=True)))
+    assert json.loads(listed.body)["freezes"][0]["reason"] == "incident 7"
+    assert only(served.ask(request(f"{FREEZES}/{FREEZE.id}", method="DELETE", close=True))).status == 200
+    problem(only(served.ask(request(f"{FREEZES}/other", method="DELETE", close=True))), 404, "not-found")
+    assert served.authority.asked == [ListFreezes(), AskUnfreeze(FREEZE.id)]
+
+
+@pytest.mark.case(14)
+@pytest.mark.parametrize(
+    ("body", "status", "code", "pointer"),
+    [
+        (b'{"key":"orders"}', 422, "invalid", "/reason"),
+        (b'{"reason":"7"}', 422, "invalid", ""),
+        (b'{"reason":"7","everything":false}', 422, "invalid", ""),
+        (b'{"reason":"7","everything":true,"key":"orders"}', 422, "invalid", ""),
+        (b'{"reason":"7","key":["orders"]}', 422, "invalid", "/key"),
+        (b'{"reason":"7","key":"orders","for":"1h"}', 422, "invalid", "/for"),
+        (b'{"reason":"7","key":"orders","key":"other"}', 400, "malformed", None),
+        (b'{"reason":"\\ud800","key":"orders"}', 400, "malformed", None),
+        (b"", 400, "malformed", None),
+    ],
+)
+def test_freeze_that_cannot_be_read_asks_nothing(served: Served, body: bytes, status: int, code: str, pointer: str | None) -> None:
+    document = problem(only(served.ask(freeze(body))), status, code)
+    if pointer is not None:
+        assert document["errors"][0]["pointer"] == pointer  # type: ignore[index]  # there are some
+    assert not served.authority.calls
+
+
+def test_rules_are_shown_and_proposals_reach_the_authority_as_one_ask(served: Served) -> None:
+    body = b'{"base":"00","files":{"a.yaml":"grants: []"},"reason":"less"}'
+    shown = only(served.ask(request("/v1/admin/policy", close=True)))
+    assert json.loads(shown.body)["files"] == {"a.yaml": "grants: []"}
+    data = request("/v1/admin/policy/changes", "Content-Type: application/json", method="POST", body=body, close=True)
+    assert json.loads(only(served.ask(data)).body)["revision"] == 2
+    assert served.authority.asked == [ShowPolicy(), ProposePolicy("00", {"a.yaml": "grants: []"}, "less")]
+
+
+def test_proposal_may_be_larger_than_what_is_signed_and_not_without_bound(served: Served) -> None:
+    for size, status in ((1_500_000, 200), (4_000_000, 413)):
+        body = b'{"base":"00","files":{"a.yaml":"%s"},"reason":"less"}' % (b"x" * size)
+        data = request("/v1/admin/policy/changes", "Content-Type: application/json", method="POST", body=body, close=True)
+        assert only(served.ask(data)).status == status
+
+
+@pytest.mark.case(72)
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("DELETE", "/v1/audit/records"), ("DELETE", "/v1/audit/records/1"), ("PUT", "/v1/audit/records/1"), ("POST", "/v1/audit/records"),
+        ("POST", "/v1/admin/audit/disable"), ("DELETE", "/v1/admin/workloads/x"), ("GET", "/v1/admin/pin"), ("GET", "/v1/keys/orders/pin"),
+        ("GET", "/v1/keys/orders/private"), ("POST", "/v1/keys/orders/export"), ("GET", "/v1/admin/tokens/main/pin"),
+    ],
+)  # fmt: skip
+def test_there_is_no_way_to_switch_the_record_off_delete_from_it_or_read_a_pin(served: Served, method: str, target: str) -> None:
+    answer = only(served.ask(request(target, method=method, body=b"{}" if method in {"POST", "PUT"} else None, close=True)))
+    assert answer.status in {404, 405}
+    assert not served.authority.calls
+
+
+def test_frozen_gets_423_and_says_what_is_frozen(served: Served) -> None:
+    served.authority.answers = lambda _call: Problem.of(FrozenError("This key is frozen.", reasons=("frozen-key",)))
+    assert problem(only(served.ask(sign(BODY, close=True))), 423, "frozen")["reasons"] == ["frozen-key"]
 
 
 @pytest.mark.case(14)

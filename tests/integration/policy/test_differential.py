@@ -32,6 +32,11 @@ KEYS = ("orders", "release", "a", "0", "1e3", "true", "null")
 NETWORKS = ("office", "lab", "0")
 OPERATIONS = get_args(Denied)
 GRANTED = get_args(Operation)
+FREEZING = ("freeze", "unfreeze")
+USUAL = {
+    "key": ("sign", "sign-digest", "read-key", "sign", "sign-digest", "read-key", *OPERATIONS), "trail": ("read-audit",),
+    "workload": FREEZING, "token": FREEZING, "everything": FREEZING, "policy": ("admin-policy",), "grant": ("break-glass",),
+}  # fmt: skip
 HOURS = Hours(days="mon", opens="08:00", closes="18:00", zone="UTC", excluded=("2026-12-25",))
 PEOPLE = ("alice", "bob", "carol", "dora", "eve", "0", "null")
 GROUPS = ("managers", "legal", "1e3")
@@ -109,9 +114,12 @@ class Maker:
             id=self.name("g", number),
             workloads=self.patterns(),
             operations=operations,
-            keys=self.some_keys() if set(operations) != {"read-audit"} else (),
+            keys=self.some_keys() if not set(operations) <= {"read-audit", "admin-policy", "break-glass"} else (),
             algorithms=self.some(tuple(Algorithm)) if signs else (),
             trails=self.patterns() if "read-audit" in operations else (),
+            subjects=self.patterns() if "freeze" in operations else (),
+            tokens=self.some_keys() if "unfreeze" in operations else (),
+            waives=self.some(("g0", "g1", "g2")) if "break-glass" in operations else (),
             networks=self.maybe(self.networks, 0.3),
             not_after=self.random.choice(("2027-06-30T00:00:00Z", msgspec.UNSET)),
             hours=self.maybe((HOURS,), 0.3) if signs else (),
@@ -132,6 +140,9 @@ class Maker:
             keys=self.some_keys() if self.random.random() < 0.4 else (),
             algorithms=self.maybe(tuple(Algorithm), 0.3),
             trails=self.patterns() if self.random.random() < 0.3 else (),
+            subjects=self.patterns() if self.random.random() < 0.2 else (),
+            tokens=self.some_keys() if self.random.random() < 0.2 else (),
+            waives=self.maybe(("g0", "g1"), 0.1),
             networks=self.maybe(self.networks, 0.3),
         )
 
@@ -153,8 +164,10 @@ class Maker:
         caller = "/".join((f"spiffe://{domain}", *path))
         oddity = "/".join(("spiffe:/", *self.identity()[1]))
         trail = self.random.choice((caller, "", oddity, *[self.trail() for _ in range(3)]))
-        kind = self.text("key", "key", "trail", hostile=0.02)
-        operation = self.text("read-audit", hostile=0.05) if kind == "trail" else self.text(*OPERATIONS, hostile=0.05)
+        kind = self.text("key", "key", "key", "trail", "workload", "token", "everything", "policy", "grant", "any", hostile=0.02)
+        usual = USUAL.get(kind, OPERATIONS)
+        operation = self.text(*usual, hostile=0.05)
+        names_workload = kind in {"trail", "workload"}
         return {
             "v": 1,
             "caller": {
@@ -164,7 +177,11 @@ class Maker:
             },
             "principal": {"present": False, "issuer": "", "subject": "", "groups": [], "chain": []},
             "operation": operation,
-            "target": {"kind": kind, "id": "" if kind == "trail" else self.text(*self.keys), "workload": trail if kind == "trail" else ""},
+            "target": {
+                "kind": kind,
+                "id": "" if names_workload else self.text("g0", "g1") if kind == "grant" else self.text(*self.keys),
+                "workload": trail if names_workload else "",
+            },
             "key": {"name": "", "version": self.random.choice((0, 2**53 - 1)), "family": "", "labels": {self.text("a"): self.text("b")}},
             "algorithm": self.text(*(each.value for each in Algorithm), "", hostile=0.05),
             "content": {"type": "", "size": self.random.randrange(2**18), "media_type": self.text("", hostile=0.3), "fields": {}},
@@ -181,7 +198,9 @@ class Maker:
         grant = self.random.choice(demanding) if demanding and self.random.random() < 0.7 else None
         workload = self.random.choice(grant.workloads).replace("**", "a/b").replace("*", "a") if grant else self.trail()
         key = self.random.choice(grant.keys) if grant else self.text(*self.keys)
-        asked["target"] = {"kind": self.text("key"), "id": key, "workload": self.text(workload, hostile=0.03)}
+        kind = self.text("key", "key", "change")
+        what = self.text("unfreeze", "admin-policy", "sign") if kind == "change" else key
+        asked["target"] = {"kind": kind, "id": what, "workload": self.text(workload, hostile=0.03)}
         return asked
 
     def trail(self) -> str:

@@ -225,10 +225,13 @@ def test_keys_are_listed_and_shown_only_where_allowed(tmp_path: Path) -> None:
     with_broker(tmp_path, test)
 
 
+ROLES = ("auditor", "workload", "responder", "admin", "break-glass")
+
+
 def test_whoami_says_what_the_rules_let_the_caller_be(tmp_path: Path) -> None:
     async def test(broker: FakeBroker) -> None:
         seen = await broker.reads.whoami(broker.asker)
-        assert (seen.spiffe_id, seen.roles, seen.networks) == (OWN, ("auditor", "workload"), ("loopback",))
+        assert (seen.spiffe_id, seen.roles, seen.networks) == (OWN, ROLES, ("loopback",))
         broker.rules.engine.verdict = Verdict.DENY
         assert (await broker.reads.whoami(broker.asker)).roles == ()
 

@@ -21,11 +21,12 @@ from keybroker.client.errors import (
 )
 from keybroker.errors import ConfigError, KeyBrokerError, RefusalError
 
-DENIED = {"unauthenticated", "svid-invalid", "denied", "not-found", "self-approval", "approval-mismatch"}
+DENIED = {"unauthenticated", "svid-invalid", "denied", "not-found", "self-approval", "approval-mismatch", "frozen"}
 USAGE = {"invalid", "too-large"}
 FAILED = {
     "malformed", "method-not-allowed", "uri-too-long", "headers-too-large", "unsupported-media-type", "idempotency-mismatch",
     "approval-consumed", "approval-stale", "approval-expired", "",
+    "stale-base", "replayed",
 }  # fmt: skip
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
-from keybroker.authority.policy import loader
+from keybroker.authority.policy import grants, loader
 from keybroker.authority.policy.grants import Deny, Grant
 from keybroker.errors import ConfigError
 from keybroker.model.key import Algorithm
-from tests.policies import GOOD, KEYS, deny, edited, load, refusal
+from tests.policies import GOOD, KEYS, deny, edited, load, refusal, role
 
 
 def test_good_file_is_taken_whole(tmp_path: Path) -> None:
@@ -60,11 +61,8 @@ FORM = "a pattern is spiffe://trust.domain/path with `*` for one segment and `**
 DOMAIN = "the trust domain is written out, in lower case: a wildcard would trust domains that do not exist yet"
 EMPTY = "an empty list means nobody or nothing; name something, or leave the rule out"
 NOT_BUILT = "is not supported by this version, and half a rule is another rule: take it out, or switch the file off (*.yaml.off)"
-NO_SUCH = (
-    "unknown field; there are `id`, `workloads`, `operations`, `keys`, `algorithms`, `trails`, `networks`, `not_before`, `not_after`,"
-    " `hours`, `limits`, `quorum`, `observe_only`"
-)
-OPERATIONS = "there are sign, sign-digest, read-key, read-audit"
+NO_SUCH = f"unknown field; there are {', '.join(f'`{each}`' for each in Grant.__struct_fields__)}"
+OPERATIONS = f"there are {', '.join(get_args(grants.Operation))}"
 ALGORITHMS = f"there are {', '.join(each.value for each in Algorithm)}"
 
 
@@ -134,6 +132,21 @@ ALGORITHMS = f"there are {', '.join(each.value for each in Algorithm)}"
         (deny("operations: [read-audit], algorithms: [RS256]"), "a.yaml:2: denies[0].algorithms: no operation of this rule signs"),
         (deny("operations: [read-key], algorithms: [RS256]"), "a.yaml:2: denies[0].algorithms: no operation of this rule signs"),
         (deny("operations: [sign], trails: ['**']"), "a.yaml:2: denies[0].trails: no operation of this rule reads trails"),
+        (deny("operations: [sign], subjects: ['**']"), "a.yaml:2: denies[0].subjects: no operation of this rule freezes"),
+        (deny("operations: [sign], tokens: [main]"), "a.yaml:2: denies[0].tokens: no operation of this rule freezes"),
+        (deny("operations: [sign], waives: [payments]"), "a.yaml:2: denies[0].waives: no operation of this rule breaks glass"),
+        (role("freeze"), "a.yaml:2: grants[0].subjects: freezing needs `subjects`, `keys` or `tokens`"),
+        (role("unfreeze", "algorithms: [ES256], keys: [orders]"), "a.yaml:2: grants[0].algorithms: no operation of this rule signs"),
+        (role("freeze", "subjects: ['*']"), f"a.yaml:2: grants[0].subjects[0]: {FORM}"),
+        (role("freeze", "tokens: ['*', main]"), 'a.yaml:2: grants[0].tokens[0]: a token name is [a-z0-9][a-z0-9-]{0,31}; "*" stands alone'),
+        (role("freeze", "tokens: []"), f"a.yaml:2: grants[0].tokens: {EMPTY}"),
+        (role("freeze", "keys: [orders], quorum: {approvals: 1, of: [a], expires: 1h}"),
+         "a.yaml:2: grants[0].quorum: no operation of this rule signs; `not_before` and `not_after` bind every operation"),
+        (role("unfreeze", "keys: [orders], limits: [{max: 1, window: 1h, per: key}]"),
+         "a.yaml:2: grants[0].limits: no operation of this rule signs; `not_before` and `not_after` bind every operation"),
+        (role("admin-policy", "keys: [orders]"), "a.yaml:2: grants[0].keys: no operation of this rule uses keys"),
+        (role("break-glass"), "a.yaml:2: grants[0].waives: `break-glass` needs `waives`"),
+        (role("break-glass", "waives: [r, other]"), "a.yaml:2: there is no grant 'other'; name one that is there"),
         (deny("operations: [sign, read-key], algorithms: [RS256]"),
          "a.yaml:2: denies[0].algorithms: only signing names an algorithm: write one rule for signing and one for the rest"),
         (deny("trails: ['**'], algorithms: [RS256]"),
