@@ -204,6 +204,7 @@ class AuthorityConfig(Section, frozen=True, kw_only=True):
         policy: which engine decides by which rules.
         policy_changes: `files` while whoever can write the grant files changes the rules; `operations` where the rules are in the store,
             and changes are proposed and approved.
+        break_glass_max_s: how long broken glass may waive what a grant demands, at most.
         tokens: by name.
         keys: by name.
         checkpoints: how the log is signed; without it, it is not.
@@ -222,6 +223,7 @@ class AuthorityConfig(Section, frozen=True, kw_only=True):
     grants: Path | None = None
     policy: PolicyConfig = PolicyConfig()
     policy_changes: Literal["files", "operations"] = "files"
+    break_glass_max_s: int = 3600
     tokens: dict[str, TokenLink]
     keys: dict[str, KeyConfig]
     checkpoints: CheckpointsConfig | None = None
@@ -418,6 +420,7 @@ def _check_frontend(document: YamlDocument, frontend: FrontendConfig) -> None:
 
 def _check_authority(document: YamlDocument, authority: AuthorityConfig) -> None:
     top: Place = ("authority",)
+    _require(document, (*top, "break_glass_max_s"), "between 1 and 86400", holds=1 <= authority.break_glass_max_s <= 86_400)
     _require(document, (*top, "bundles"), "name at least one trust domain", holds=bool(authority.bundles))
     _require(document, (*top, "log"), "a name such as example.org/broker-1", holds=bool(_LOG_ORIGIN.fullmatch(authority.log)))
     if authority.checkpoints:

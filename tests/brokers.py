@@ -17,9 +17,11 @@ from keybroker.audit.chain import ChainFault, check
 from keybroker.audit.leaf import canonical, decode
 from keybroker.authority.acts import Acts
 from keybroker.authority.approvals import ApprovalJudge
+from keybroker.authority.breakers import Breakers
 from keybroker.authority.denials import Denials
 from keybroker.authority.freezes import Freezes
 from keybroker.authority.generation import Generation
+from keybroker.authority.glass import Glass
 from keybroker.authority.journal import Journal
 from keybroker.authority.keyring import Keyring
 from keybroker.authority.metrics import AuthorityMetrics
@@ -167,6 +169,8 @@ class FakeBroker:
     acts: Acts
     responders: Responders
     others: Others
+    glass: Glass
+    breakers: Breakers
     broken: list[StoreBrokenError] = field(default_factory=list)
 
     def leaves(self) -> list[bytes]:
@@ -265,8 +269,20 @@ async def fake_broker(
         metrics=metrics,
     )
     freezes = Freezes(store.freezes())
+    glass = Glass(store.glass(), timekeeper)
     acts = Acts(rules, denials, freezes)
     others = Others(quorum, journal, generation)
+    breakers = Breakers(
+        acts=acts,
+        glass=glass,
+        people=rules,
+        journal=journal,
+        generation=generation,
+        security=security,
+        metrics=metrics,
+        timekeeper=timekeeper,
+        max_s=3_600,
+    )
     responders = Responders(
         acts=acts,
         others=others,
@@ -283,6 +299,7 @@ async def fake_broker(
         rules=rules,
         keyring=keyring,
         freezes=freezes,
+        glass=glass,
         tokens=tokens,
         selfcheck=selfcheck,
         journal=journal,
@@ -319,6 +336,8 @@ async def fake_broker(
             acts,
             responders,
             others,
+            glass,
+            breakers,
             broken,
         )
     finally:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol, assert_never
 
+from keybroker.authority.breakers import Breakers
 from keybroker.authority.metrics import AuthorityMetrics
 from keybroker.authority.operation_desk import OperationDesk
 from keybroker.authority.policy_changes import PolicyChanges
@@ -27,12 +28,15 @@ from keybroker.model.call import (
     AskFreeze,
     AskUnfreeze,
     BatchReply,
+    BreakGlass,
     Call,
+    CloseGlass,
     Explain,
     HandshakesFailed,
     Health,
     HealthReply,
     ListFreezes,
+    ListGlasses,
     ListJwks,
     ListKeys,
     ListOperations,
@@ -81,6 +85,7 @@ class Desk:
         operations: OperationDesk,
         responders: Responders,
         changes: PolicyChanges | None,
+        breakers: Breakers,
         security: SecurityEvents,
         metrics: AuthorityMetrics,
         health: Callable[[], HealthReply],
@@ -93,6 +98,7 @@ class Desk:
         self._operations = operations
         self._responders = responders
         self._changes = changes
+        self._breakers = breakers
         self._security = security
         self._metrics = metrics
         self._health = health
@@ -151,6 +157,12 @@ class Desk:
                 return await self._responders.list(asker)
             case AskUnfreeze():
                 return await self._responders.unfreeze(asker, call.ask)
+            case BreakGlass():
+                return await self._breakers.open(asker, call.ask)
+            case ListGlasses():
+                return await self._breakers.list(asker)
+            case CloseGlass():
+                return await self._breakers.close(asker, call.ask)
             case ShowPolicy():
                 return await self._require_changes().show(asker)
             case ProposePolicy():

@@ -78,6 +78,8 @@ def judge(demands: Demands, limits: Limits, moment: Moment, record_us: int) -> J
     judgement = Judgement()
     spent: list[Spent] = []
     for obligation in demands.obligations:
+        if obligation.observe_only and obligation.quorum:  # one that binds has been asked for by now
+            judgement.observed += (f"quorum:{obligation.grant}",)
         if not is_about_time(obligation):
             continue
         closed = _closed(obligation, moment, record_us)

@@ -14,6 +14,7 @@ SECURITY_EVENTS = (
     "approval-void",
     "clock-untrusted",
     "file-refused",
+    "glass-broken",
     "handshake-failed",
     "key-refused",
     "policy-replayed",
@@ -25,7 +26,7 @@ SECURITY_EVENTS = (
     "svid-invalid",
     "token-needs-operator",
 )
-DEMANDS = ("clock-untrusted", "hours", "limit", "not-after", "not-before")
+DEMANDS = ("clock-untrusted", "hours", "limit", "not-after", "not-before", "quorum")
 SHADOW_RESULTS = ("same", "differs", "failed", "dropped")
 _STAGES = ("decide", "record", "hsm", "token", "check", "release")
 
@@ -42,6 +43,8 @@ class AuthorityMetrics:
         self._security = Counter("keybroker_security_events", "Things that should not happen", ["event"], registry=self._registry)
         self._sessions = Gauge("keybroker_hsm_sessions", "Workers by token and state", ["token", "state"], registry=self._registry)
         self._pending = Gauge("keybroker_pending_operations", "Operations that have not ended", registry=self._registry)
+        self._reviews = Gauge("keybroker_break_glass_reviews", "Times that glass was broken, not reviewed yet", registry=self._registry)
+        self._glass_uses = Counter("keybroker_break_glass_uses", "Uses under broken glass", registry=self._registry)
         self._freezes = Gauge("keybroker_freezes", "Freezes in force", registry=self._registry)
         self._log_size = Gauge("keybroker_log_size", "Records in the log", registry=self._registry)
         self._writable = Gauge("keybroker_record_writable", "1 while the record can be written", registry=self._registry)
@@ -86,6 +89,14 @@ class AuthorityMetrics:
     def shadowed(self, result: str) -> None:
         """The shadow policy has decided, or was not asked (`dropped`)."""
         self._shadow[result].inc()
+
+    def glass(self, count: int) -> None:
+        """So many times that somebody broke the glass have not been reviewed."""
+        self._reviews.set(count)
+
+    def used_glass(self) -> None:
+        """A use went without something that a grant demands."""
+        self._glass_uses.inc()
 
     def frozen(self, count: int) -> None:
         """So many freezes are in force."""

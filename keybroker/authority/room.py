@@ -17,11 +17,13 @@ import keybroker
 from keybroker.authority import policy_start
 from keybroker.authority.acts import Acts
 from keybroker.authority.approvals import ApprovalJudge
+from keybroker.authority.breakers import Breakers
 from keybroker.authority.clock_watch import ClockWatch
 from keybroker.authority.denials import Denials
 from keybroker.authority.desk import Desk
 from keybroker.authority.freezes import Freezes
 from keybroker.authority.generation import Generation
+from keybroker.authority.glass import Glass
 from keybroker.authority.hours import zones_digest
 from keybroker.authority.journal import Entry, Journal
 from keybroker.authority.keyring import Keyring
@@ -108,6 +110,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  
     pins = store.pins()
     timekeeper = Timekeeper(clock, store.clock(), store.tail().time_us, config.max_clock_gap_s)
     freezes = Freezes(store.freezes())
+    glass = Glass(store.glass(), timekeeper)
     metrics = AuthorityMetrics(sorted(config.keys))
     journal = Journal(store, config.log, generation, timekeeper, _end_at_once, metrics.observed)
     security = SecurityEvents(journal, metrics)
@@ -125,6 +128,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  
         rules=shadow.over(policy),
         keyring=keyring,
         freezes=freezes,
+        glass=glass,
         tokens=tokens,
         selfcheck=selfcheck,
         journal=journal,
@@ -160,6 +164,17 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  
         clock=clock,
     )
     changes = _policy_changes(rules, store.policy_changes(), acts, others, journal, generation, security, clock)
+    breakers = Breakers(
+        acts=acts,
+        glass=glass,
+        people=policy,
+        journal=journal,
+        generation=generation,
+        security=security,
+        metrics=metrics,
+        timekeeper=timekeeper,
+        max_s=config.break_glass_max_s,
+    )
     desk = Desk(
         validator=validator,
         networks=policy,
@@ -168,6 +183,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  
         operations=operations,
         responders=responders,
         changes=changes,
+        breakers=breakers,
         security=security,
         metrics=metrics,
         health=lambda: _health(journal, tokens, keyring, timekeeper),

@@ -18,6 +18,7 @@ from keybroker.authority.denials import Denials
 from keybroker.authority.enforcement import Demands, UnmetError, preview, require_open
 from keybroker.authority.freezes import Freezes
 from keybroker.authority.generation import Generation
+from keybroker.authority.glass import Glass
 from keybroker.authority.journal import IDEMPOTENCY_US, Claim, Entry, Journal, StaleGenerationError
 from keybroker.authority.keyring import Keyring
 from keybroker.authority.metrics import AuthorityMetrics
@@ -128,6 +129,7 @@ class KeyUseService:
         rules: Rules,
         keyring: Keyring,
         freezes: Freezes,
+        glass: Glass,
         tokens: Tokens,
         selfcheck: SelfCheck,
         journal: Journal,
@@ -144,6 +146,7 @@ class KeyUseService:
         self._rules = rules
         self._keyring = keyring
         self._freezes = freezes
+        self._glass = glass
         self._tokens = tokens
         self._selfcheck = selfcheck
         self._journal = journal
@@ -214,6 +217,7 @@ class KeyUseService:
             await self._refuse(request, decision, _refusal_of(decision) or _not_found())
         index = await self._journal.write(Entry(request.draft(RecordKind.READ, decision, what="explain", observed=())))
         allowed = decision.verdict is Verdict.ALLOW
+        decision, _ = self._glass.relieved(decision)
         demands, moment = Demands(decision.obligations, request.subject), self._timekeeper.look()
         found = self._reader.look_at_units(lambda units: preview(demands, units, moment))
         frozen = self._frozen(request)
@@ -288,6 +292,9 @@ class KeyUseService:
             laps.lap("decide")
             use = str(ULID())
             draft = request.draft(RecordKind.INTENT, decision, use=use, retry_of=retry_of, observed=())
+            decision, broken = self._glass.relieved(decision)
+            if broken:
+                draft = msgspec.structs.replace(draft, body={**draft.body, "break_glass": broken})
             demands = Demands(decision.obligations, request.subject)
             try:
                 settled = await self._settle(request, decision, generation, claim, redeems, retry_of)
@@ -307,6 +314,8 @@ class KeyUseService:
                 await self._refuse(request, decision, err)
             if settled is not None:
                 self._quorum.changes.announce()
+            if broken:
+                self._metrics.used_glass()
             laps.lap("record")
             return _Intent(use, version, index, generation, claim, decision.obligations, redeems)
         raise OverloadedError("The rules change too fast to decide.", retry_after=1)
@@ -384,6 +393,7 @@ class KeyUseService:
             except SvidInvalidError as err:
                 raise _UnreleasedError(Outcome.WITHHELD, err, "svid-invalid") from err
             refusal = _refusal_of(decision) or self._frozen(request)
+            decision, _ = self._glass.relieved(decision)
             if refusal is None and (intent.redeems or binding(decision.obligations)):
                 refusal = self._quorum.still_holds(intent.redeems, request, decision)
             if refusal is not None:

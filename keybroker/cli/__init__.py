@@ -11,7 +11,21 @@ from typing import Annotated
 import typer
 
 import keybroker
-from keybroker.cli import audit, clock, dev, freezes, keys, operations, output, policy, policy_changes, redeeming, rooms, webhooks
+from keybroker.cli import (
+    audit,
+    break_glass,
+    clock,
+    dev,
+    freezes,
+    keys,
+    operations,
+    output,
+    policy,
+    policy_changes,
+    redeeming,
+    rooms,
+    webhooks,
+)
 from keybroker.cli.sign import sign
 from keybroker.cli.verify import verify
 from keybroker.cli.whoami import whoami
@@ -30,6 +44,7 @@ app.command(rich_help_panel=_ASK)(verify)
 app.command(rich_help_panel=_ASK)(whoami)
 for _freeze_command in (freezes.freeze, freezes.unfreeze, freezes.freezes):
     app.command(rich_help_panel=_ASK)(_freeze_command)
+app.add_typer(break_glass.app, name="break-glass", rich_help_panel=_ASK)
 app.add_typer(keys.app, name="keys", rich_help_panel=_ASK)
 operations.app.command()(redeeming.redeem)
 app.add_typer(operations.app, name="operations", rich_help_panel=_ASK)

@@ -22,6 +22,7 @@ from keybroker.client.errors import BrokerAnswerError
 from keybroker.client.results import (
     Explanation,
     Freeze,
+    Glass,
     Key,
     Operation,
     OperationPage,
@@ -292,6 +293,34 @@ def unfreeze(freeze: str, *, operation: str = "") -> Ask[Freeze]:
     return Ask("DELETE", f"/v1/freezes/{freeze}{query}", partial(_decoded, Freeze))
 
 
+def glasses() -> Ask[tuple[Glass, ...]]:
+    """What has been opened and not been reviewed, of what we may open or close, oldest first."""
+    return _get("/v1/break-glass", lambda data: _decoded(_Glasses, data).glasses)
+
+
+def break_glass(grant: str, *, seconds: int, reason: str) -> Ask[Glass]:
+    """Waive hours, limits and quorum of a grant for a while. Somebody else has to review it.
+
+    Args:
+        grant: its id.
+        seconds: how long.
+        reason: why, for people who read the record.
+    """
+    body = msgspec.json.encode({"grant": grant, "seconds": seconds, "reason": reason})
+    return Ask("POST", "/v1/break-glass", partial(_decoded, Glass), body)
+
+
+def close_glass(glass: str, *, note: str) -> Ask[Glass]:
+    """End it now. By somebody else than who opened it, this is the review.
+
+    Args:
+        note: what was found, for people who read the record.
+    """
+    if not _ULID.fullmatch(glass):
+        raise InvalidError("it is named by its id, 26 characters, as `keybroker break-glass list` shows it")
+    return Ask("POST", f"/v1/break-glass/{glass}/close", partial(_decoded, Glass), msgspec.json.encode({"note": note}))
+
+
 def live_policy() -> Ask[Policy]:
     """The live rules, whole; for whoever may propose others."""
     return _get("/v1/admin/policy", partial(_decoded, Policy))
@@ -335,6 +364,10 @@ def record(index: int) -> Ask[Record]:
 
 class _Keys(msgspec.Struct, frozen=True):
     keys: tuple[Key, ...]
+
+
+class _Glasses(msgspec.Struct, frozen=True):
+    glasses: tuple[Glass, ...]
 
 
 class _Freezes(msgspec.Struct, frozen=True):

@@ -165,6 +165,19 @@ class Freeze(Result, frozen=True):
     since: str
 
 
+class Glass(Result, frozen=True):
+    """One time that somebody broke the glass. `opened` and `until` are RFC 3339, `by` a SPIFFE ID."""
+
+    id: str
+    grant: str
+    reason: str
+    by: str
+    opened: str
+    until: str
+    is_open: bool
+    is_reviewed: bool
+
+
 class PolicyVersion(Result, frozen=True):
     """One version of the rules. `base` is what a proposal has to name, `policy` the digest that stands in decisions."""
 

@@ -23,6 +23,7 @@ from keybroker.errors import InvalidError, KeyBrokerError, MethodNotAllowedError
 from keybroker.frontend import openapi, problems
 from keybroker.frontend.approving import Approving
 from keybroker.frontend.authority_link import AuthorityLink
+from keybroker.frontend.breaking import Breaking
 from keybroker.frontend.changing import Changing
 from keybroker.frontend.exchange import SCOPE_KEY, Exchange, HttpAnswer, HttpRequest
 from keybroker.frontend.freezing import Freezing
@@ -107,7 +108,13 @@ class _FastApiRoutes:
         app = FastAPI(
             title="keybroker", version=keybroker.__version__, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
         )
-        routers = (Reading(authority).router(), Approving(authority).router(), Freezing(authority).router(), Changing(authority).router())
+        routers = (
+            Reading(authority).router(),
+            Approving(authority).router(),
+            Freezing(authority).router(),
+            Changing(authority).router(),
+            Breaking(authority).router(),
+        )
         for router in routers:
             app.include_router(router)
         described = json_answer(openapi.document(app))

@@ -12,12 +12,15 @@ from fastapi.openapi.utils import get_openapi
 from keybroker.audit.dsse import Envelope
 from keybroker.frontend import problems
 from keybroker.frontend.bodies import Redemption
+from keybroker.frontend.breaking import GlassBody, NoteBody
 from keybroker.frontend.changing import ProposalBody
 from keybroker.frontend.freezing import FreezeBody
 from keybroker.frontend.shapes import (
     Explanation,
     Freeze,
     Freezes,
+    Glass,
+    Glasses,
     Key,
     Keys,
     Operations,
@@ -66,7 +69,7 @@ class _Post:
 
 
 _READING_RECORD = ("audit-unavailable", "clock-untrusted")
-_ACTING = ("frozen", "audit-unavailable", "stale-base", "replayed")
+_ACTING = ("frozen", "audit-unavailable", "clock-untrusted", "stale-base", "replayed")
 _TAKING = ("unsupported-media-type",)
 _POSTS = (
     _Post("/v1/keys/{key}/sign", "sign", "Sign one thing with a key.", "SignBody", "SignedUse", is_idempotent=True, may_wait=True),
@@ -173,6 +176,7 @@ def _problem_responses() -> dict[str, Any]:
 def _schemas() -> dict[str, Any]:
     shapes = [Whoami, Keys, Key, SignedUse, PendingUse, Explanation, Operations, Envelope, Redemption, ProblemDocument, SignBody]
     shapes += [Freeze, Freezes, FreezeBody, Policy, PolicyVersion, ProposalBody]
+    shapes += [Glass, Glasses, GlassBody, NoteBody]
     _, schemas = msgspec.json.schema_components(shapes, ref_template="#/components/schemas/{name}")
     for schema in schemas.values():
         if "description" in schema:

@@ -12,6 +12,7 @@ from keybroker.model.approval import Subject
 from keybroker.model.call import (
     ApprovalView,
     ExplainReply,
+    GlassView,
     KeyReply,
     OperationReply,
     OperationState,
@@ -246,6 +247,30 @@ class Freezes(Shape, frozen=True):
     """Freezes in force, oldest first."""
 
     freezes: tuple[Freeze, ...]
+
+
+class Glass(Shape, frozen=True):
+    """One time that somebody broke the glass. `opened` and `until` are RFC 3339, `by` a SPIFFE ID."""
+
+    id: str
+    grant: str
+    reason: str
+    by: str
+    opened: str
+    until: str
+    is_open: bool
+    is_reviewed: bool
+
+    @classmethod
+    def of(cls, view: GlassView) -> Glass:
+        """From a frame."""
+        return cls(**msgspec.structs.asdict(view))
+
+
+class Glasses(Shape, frozen=True):
+    """What has not been reviewed, oldest first."""
+
+    glasses: tuple[Glass, ...]
 
 
 class PolicyVersion(Shape, frozen=True):

@@ -136,6 +136,25 @@ class ProposePolicy(Ask, frozen=True):
     operation: str = ""
 
 
+class BreakGlass(Ask, frozen=True):
+    """Waive hours, limits and quorum of one grant for so many seconds."""
+
+    grant: str
+    seconds: int
+    reason: str
+
+
+class ListGlasses(Ask, frozen=True):
+    """What was opened and has not been reviewed."""
+
+
+class CloseGlass(Ask, frozen=True):
+    """End it; by somebody else than who opened it, this is the review."""
+
+    glass: str
+    note: str
+
+
 class QueryRecords(Ask, frozen=True):
     """A page of the record, oldest first. Empty strings and 0 do not filter; times are microseconds since the epoch.
 
@@ -201,6 +220,9 @@ AnyAsk = (
     | AskUnfreeze
     | ShowPolicy
     | ProposePolicy
+    | BreakGlass
+    | ListGlasses
+    | CloseGlass
     | QueryRecords
     | ShowRecord
     | Health
@@ -461,6 +483,31 @@ class PolicyChanged(UseReply, frozen=True):
     policy: str
 
 
+class GlassView(msgspec.Struct, frozen=True, array_like=True):
+    """One time that somebody broke the glass. Times are RFC 3339."""
+
+    id: str
+    grant: str
+    reason: str
+    by: str
+    opened: str
+    until: str
+    is_open: bool
+    is_reviewed: bool
+
+
+class GlassReply(Reply, frozen=True):
+    """As it is now."""
+
+    glass: GlassView
+
+
+class GlassesReply(Reply, frozen=True):
+    """What has not been reviewed, oldest first."""
+
+    glasses: tuple[GlassView, ...]
+
+
 class HealthReply(Reply, frozen=True):
     """`ready` says whether this broker can sign now; `parts` says what each part thinks of itself, in words."""
 
@@ -493,6 +540,8 @@ AnyReply = (
     | FreezesReply
     | PolicyReply
     | PolicyChanged
+    | GlassReply
+    | GlassesReply
     | RecordsReply
     | HealthReply
     | MetricsReply

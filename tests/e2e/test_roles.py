@@ -14,7 +14,9 @@ from tests.programs import lines, loaded, refused
 from tests.worlds import World, make_world
 
 SIGN = ("sign", "--key", "orders", "--alg", "ES256", "-")
+RELEASE = ("sign", "--key", "release", "--alg", "ES256", "-")
 ROLES = """\
+# alice and bob are those of release.yaml
 grants:
   - {id: responders, workloads: ["spiffe://example.org/human/*"], operations: [freeze], subjects: ["**"], keys: ["*"], tokens: ["*"]}
   - id: unfreezing
@@ -28,9 +30,9 @@ grants:
     workloads: ["spiffe://example.org/human/admin", "spiffe://example.org/human/admin-2"]
     operations: [admin-policy]
     quorum: {approvals: 1, of: [admins], expires: 1h}
+  - {id: glass, workloads: ["spiffe://example.org/human/alice", "spiffe://example.org/human/bob"], operations: [break-glass],
+     waives: [release]}
 people:
-  alice: ["spiffe://example.org/human/alice"]
-  bob: ["spiffe://example.org/human/bob"]
   ada: ["spiffe://example.org/human/admin", "spiffe://example.org/human/admin-2"]
 groups:
   responders: [alice, bob]
@@ -150,3 +152,29 @@ def test_one_narrows_the_rules_and_two_widen_them(ruled: World, tmp_path: Path) 
     ruled.start()
     assert loaded(ruled.run("policy", "live", "--json", name="admin"))["revision"] == 3
     lines(ruled.run(*SIGN, stdin=b"8"))
+
+
+@pytest.mark.case(75)
+def test_broken_glass_waives_the_quorum_for_a_while_and_waits_for_a_review_by_another(ruled: World) -> None:
+    pending(ruled, *RELEASE, name="ci-release")
+    refused(ruled.run("break-glass", "open", "--grant", "release", "--for", "30m", "--reason", "me", name="ci-release"), 3)
+    refused(ruled.run("break-glass", "open", "--grant", "release", "--for", "2h", "--reason", "long", name="alice"), 2)
+    opened = loaded(
+        ruled.run("break-glass", "open", "--grant", "release", "--for", "30m", "--reason", "incident 9", "--json", name="alice")
+    )
+    assert records(ruled, "admin")[-1]["body"]["change"] == "break-glass-open"  # type: ignore[index]  # an object
+    lines(ruled.run(*RELEASE, name="ci-release", stdin=b"1"))
+    intent = records(ruled, "intent")[-1]
+    assert intent["body"]["break_glass"] == [opened["id"]]  # type: ignore[index]  # an object
+    assert intent["decision"]["obligations"][0]["quorum"]  # type: ignore[index]  # what was waived stays on record
+
+    assert ruled.stop() == 0
+    ruled.start()
+    lines(ruled.run(*RELEASE, name="ci-release", stdin=b"2"))
+    ended = loaded(ruled.run("break-glass", "close", opened["id"], "--note", "done", "--json", name="alice"))
+    assert (ended["is_open"], ended["is_reviewed"]) == (False, False)
+    pending(ruled, *RELEASE, name="ci-release")
+    assert opened["id"] in ruled.run("break-glass", "list", name="bob").stdout.decode()
+    assert loaded(ruled.run("break-glass", "close", opened["id"], "--note", "two releases", "--json", name="bob"))["is_reviewed"]
+    assert lines(ruled.run("break-glass", "list", name="bob")) == []
+    assert "glass-broken" in {each["body"]["event"] for each in records(ruled, "security")}  # type: ignore[index]  # an object

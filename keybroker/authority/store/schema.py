@@ -90,7 +90,18 @@ CREATE TABLE policy_version (
 ) STRICT;
 CREATE UNIQUE INDEX policy_version_change ON policy_version (change) WHERE change <> '';  -- no proposal takes effect twice
 """
-STEPS = (_RECORD, _LIMITS, operation_tables.TABLES, _FREEZES, _POLICIES)
+_GLASS = """
+CREATE TABLE glass (
+    id        TEXT PRIMARY KEY,       -- a ULID
+    grant_id  TEXT NOT NULL,
+    reason    TEXT NOT NULL,
+    opened_by TEXT NOT NULL,
+    person    TEXT NOT NULL,
+    opened_us INTEGER NOT NULL,
+    until_us  INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+"""
+STEPS = (_RECORD, _LIMITS, operation_tables.TABLES, _FREEZES, _POLICIES, _GLASS)
 
 
 def require_known(db: sqlite3.Connection, path: Path) -> None:

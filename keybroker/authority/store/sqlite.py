@@ -15,13 +15,14 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from keybroker.authority.store import freezes, opening, policies
+from keybroker.authority.store import freezes, glass, opening, policies
 from keybroker.authority.store.faults import StoreBrokenError, StoreConflictError, is_fatal, name_of, unavailable
 from keybroker.authority.store.operation_tables import OperationTables
 from keybroker.authority.store.policies import PolicyVersion
 from keybroker.authority.store.units import UnitTable
 from keybroker.authority.timekeeper import ClockRow
 from keybroker.model.freeze import Freeze
+from keybroker.model.glass import BrokenGlass
 
 # A checkpoint stops the next commit, at 64 waiting, for about 4 ms with 1,000 frames and 14 ms with 4,000; each costs two syncs more.
 CHECKPOINT_FRAMES = 2_000
@@ -263,6 +264,10 @@ class SqliteStore:
     def freezes(self) -> list[Freeze]:
         """Every freeze in force, oldest first."""
         return freezes.load(self._db)
+
+    def glass(self) -> list[BrokenGlass]:
+        """What was opened and has not been reviewed, oldest first."""
+        return glass.load(self._db)
 
     def policy_version(self) -> PolicyVersion | None:
         """The newest version of the rules that is kept here, or None."""

@@ -23,14 +23,20 @@ from keybroker.model.call import (
     AskFreeze,
     AskUnfreeze,
     BatchReply,
+    BreakGlass,
     Call,
+    CloseGlass,
     Explain,
     ExplainReply,
     FreezeReply,
     FreezesReply,
+    GlassesReply,
+    GlassReply,
+    GlassView,
     KeyReply,
     KeysReply,
     ListFreezes,
+    ListGlasses,
     ListOperations,
     OperationReply,
     OperationsReply,
@@ -69,6 +75,9 @@ OPERATION = OperationReply(
 PENDING = Pending(SUBJECT.operation.id, (_STAGE,), "2030-01-01T00:00:00Z", "")
 FREEZE = Freeze(
     "01M88GD5FBBXSDAAJD4DJAQY07", "key", "orders", "incident 7", "spiffe://example.org/human/rita", "2026-11-25T08:00:00.000000Z"
+)
+GLASS = GlassView(
+    FREEZE.id, "release", "incident 7", FREEZE.by, FREEZE.since, "2026-11-25T09:00:00.000000Z", is_open=True, is_reviewed=False
 )
 KEY = KeyReply("orders", {}, ("ES256",), (_VERSION,))
 
@@ -121,6 +130,10 @@ class FakeAuthority:
                 return FreezeReply(FREEZE)
             case ListFreezes():
                 return FreezesReply((FREEZE,))
+            case BreakGlass() | CloseGlass():
+                return GlassReply(GLASS)
+            case ListGlasses():
+                return GlassesReply((GLASS,))
             case ShowPolicy():
                 return PolicyReply(1, "00", "11", "2026-11-25T08:00:00.000000Z", {"a.yaml": "grants: []"})
             case ProposePolicy():

@@ -21,6 +21,8 @@ BODIES = {
     "Envelope": ENVELOPE,
     "Redemption": {},
     "ProposalBody": {"base": "00", "files": {"a.yaml": "grants: []"}, "reason": "less"},
+    "GlassBody": {"grant": "release", "seconds": 60, "reason": "incident 7"},
+    "NoteBody": {"note": "as planned"},
     "FreezeBody": {"everything": True, "reason": "incident 7"},
 }
 METHODS = ["get", "head", "options", "post", "put", "patch", "delete", "trace"]
@@ -37,7 +39,7 @@ def operations(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]
 
 
 def ask(served: Served, path: str, method: str, operation: dict[str, Any]) -> Answered:
-    target = path.format(key="orders", index=1, operation="01JDGQ4F8M3Z6T9W2X5Y7ABCDE", freeze=FREEZE.id)
+    target = path.format(key="orders", index=1, operation="01JDGQ4F8M3Z6T9W2X5Y7ABCDE", freeze=FREEZE.id, glass=FREEZE.id)
     fields, body = [], None
     if "requestBody" in operation:
         (media_type,) = operation["requestBody"]["content"]

@@ -26,7 +26,7 @@ def commands(command: Any, words: Words = ()) -> Iterator[tuple[Words, Any]]:
 COMMANDS = dict(commands(typer.main.get_command(app)))
 OFFLINE = ("audit", "check")
 CLOCK = [("clock", "show"), ("clock", "acknowledge")]
-ASKERS = {"sign", "verify", "whoami", "keys", "audit", "operations", "freeze", "unfreeze", "freezes"}
+ASKERS = {"sign", "verify", "whoami", "keys", "audit", "operations", "break-glass", "freeze", "unfreeze", "freezes"}
 CHANGING = [("policy", "live"), ("policy", "propose")]
 ASKING = [words for words in COMMANDS if (words[0] in ASKERS and words != OFFLINE) or words in CHANGING]
 TRYING = [words for words in COMMANDS if words[0] == "policy" and words not in CHANGING]
@@ -39,7 +39,8 @@ def test_commands_are_those_of_the_contract() -> None:
     assert {" ".join(words) for words in COMMANDS} == {
         "dev init", "serve", "frontend", "authority", "hsm", "courier",
         "webhooks dead-letters", "webhooks resend", "check", "sign", "verify", "whoami",
-        "freeze", "unfreeze", "freezes", "policy live", "policy propose", "keys list", "keys show", "keys public",
+        "freeze", "unfreeze", "freezes", "break-glass open", "break-glass close", "break-glass list",
+        "policy live", "policy propose", "keys list", "keys show", "keys public",
         "operations list", "operations show", "operations approve", "operations deny", "operations redeem",
         "audit tail", "audit query", "audit show", "audit check",
         "clock show", "clock acknowledge",
