@@ -270,7 +270,7 @@ async def fake_broker(
     )
     freezes = Freezes(store.freezes())
     glass = Glass(store.glass(), timekeeper)
-    acts = Acts(rules, denials, freezes)
+    acts = Acts(rules, denials, freezes, timekeeper)
     others = Others(quorum, journal, generation)
     breakers = Breakers(
         acts=acts,

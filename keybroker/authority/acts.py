@@ -12,8 +12,10 @@ import msgspec
 
 from keybroker.audit.leaf import canonical
 from keybroker.authority.denials import Denials
+from keybroker.authority.enforcement import as_of_now, refusal_of
 from keybroker.authority.freezes import Freezes
 from keybroker.authority.service import Rules
+from keybroker.authority.timekeeper import Timekeeper
 from keybroker.authority.uses import Asker
 from keybroker.errors import DeniedError, NotFoundError, PolicyFailedError, PolicyUnavailableError, RefusalError
 from keybroker.model.decision import NO_GRANT, ContentInput, Decision, PolicyInput, TargetInput, Verdict
@@ -83,16 +85,17 @@ class Act:
 
 
 class Acts:
-    """Asks the rules about acts."""
+    """Asks the rules about acts, as of now: what a grant says of its beginning and its end binds here, too."""
 
-    def __init__(self, rules: Rules, denials: Denials, freezes: Freezes) -> None:
+    def __init__(self, rules: Rules, denials: Denials, freezes: Freezes, timekeeper: Timekeeper) -> None:
         self._rules = rules
         self._denials = denials
         self._freezes = freezes
+        self._timekeeper = timekeeper
 
     async def decide(self, act: Act) -> Decision:
         """What the rules say; nothing is recorded."""
-        return await self._rules.engine.decide(act.policy_input)
+        return as_of_now(await self._rules.engine.decide(act.policy_input), self._timekeeper)
 
     async def is_allowed(self, asker: Asker, operation: str, target: TargetInput) -> bool:
         """Whether the rules would let somebody do this; nothing is recorded."""
@@ -117,6 +120,8 @@ class Acts:
 
 
 def _refusal_of(act: Act, decision: Decision) -> RefusalError | None:
+    if decision.unmet:
+        return refusal_of(decision.unmet)
     match decision.verdict:
         case Verdict.ALLOW:
             return None

@@ -150,7 +150,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  
         timekeeper=timekeeper,
         metrics=metrics,
     )
-    acts = Acts(policy, denials, freezes)
+    acts = Acts(policy, denials, freezes, timekeeper)
     others = Others(quorum, journal, generation)
     responders = Responders(
         acts=acts,

@@ -5,11 +5,21 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from keybroker.errors import AuditUnavailableError, DeniedError, FrozenError, InvalidError, NotFoundError, PolicyFailedError, RefusalError
+from keybroker.errors import (
+    AuditUnavailableError,
+    ClockUntrustedError,
+    DeniedError,
+    FrozenError,
+    InvalidError,
+    NotFoundError,
+    PolicyFailedError,
+    RefusalError,
+)
 from keybroker.model.call import BreakGlass, CloseGlass, Explain, Pending, Sign, Signed
 from keybroker.model.decision import Decision, Limit, Obligation, QuorumStage, Verdict
 from keybroker.model.freeze import Freeze
@@ -213,5 +223,27 @@ def test_quorum_that_is_only_observed_is_on_record_with_each_use(tmp_path: Path)
         await broker.breakers.open(ALICE, OPEN)
         await broker.service.sign(broker.asker, Sign("orders", BODY))
         assert [each for each in broker.records() if each["kind"] == "intent"][-1]["body"]["observed"] == []
+
+    with_broker(tmp_path, test)
+
+
+def test_act_whose_grant_has_ended_is_denied_and_one_that_nobody_can_date_fails(tmp_path: Path) -> None:
+    async def test(broker: FakeBroker) -> None:
+        engine, decide = broker.rules.engine, broker.rules.engine.decide
+
+        async def ended(request: bytes) -> Decision:
+            decision = await decide(request)
+            return replace(decision, obligations=(Obligation("g", "", "2001-01-01T00:00:00Z", (), (), (), 0, 0, (), observe_only=False),))
+
+        engine.decide = ended  # type: ignore[method-assign]  # as a policy with such a grant answers
+        with pytest.raises(DeniedError) as refused:
+            await broker.breakers.open(ALICE, OPEN)
+        assert refused.value.reasons == ("not-after:g",)
+        broker.clock.jump(24 * 3_600 * 1_000_000)
+        with pytest.raises(ClockUntrustedError):
+            await broker.breakers.open(ALICE, OPEN)
+        engine.decide = decide  # type: ignore[method-assign]  # as above
+        with pytest.raises(ClockUntrustedError):
+            await broker.breakers.open(ALICE, OPEN)
 
     with_broker(tmp_path, test)

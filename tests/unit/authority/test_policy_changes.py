@@ -17,6 +17,7 @@ from keybroker.authority.acts import Acts
 from keybroker.authority.policy.holder import PolicyHolder
 from keybroker.authority.policy.stored import StoredPolicy
 from keybroker.authority.policy_changes import PolicyChanges
+from keybroker.authority.timekeeper import Timekeeper
 from keybroker.config import AuthorityConfig
 from keybroker.errors import (
     ConfigError,
@@ -89,7 +90,7 @@ async def changing(directory: Path) -> AsyncIterator[Changing]:
         assert rules.stored is not None
         assert rules.version is not None
         changes = PolicyChanges(
-            acts=Acts(rules.stored, broker.denials, broker.freezes),
+            acts=Acts(rules.stored, broker.denials, broker.freezes, Timekeeper(broker.clock, None, 0, 3_600)),
             others=broker.others,
             policy=rules.stored,
             live=rules.version,

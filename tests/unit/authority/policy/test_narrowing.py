@@ -159,7 +159,7 @@ OPERATIONS = ("sign", "read-key", "freeze", "admin-policy", "read-audit", "break
 QUESTIONS = (
     ("key", "sign"), ("key", "sign"), ("key", "sign"), ("key", "read-key"), ("key", "freeze"), ("trail", "read-audit"),
     ("workload", "freeze"), ("token", "unfreeze"), ("everything", "freeze"), ("policy", "admin-policy"), ("grant", "break-glass"),
-    ("any", "freeze"),
+    ("any", "freeze"), ("key", "approve"), ("change", "approve"),
 )  # fmt: skip
 NETWORKS = ("office", "lab")
 PEOPLE: dict[str, tuple[str, ...]] = {name: (f"spiffe://example.org/human/{name}",) for name in ("a", "b", "c", "d")}
@@ -249,9 +249,13 @@ class Maker:
     def request(self) -> bytes:
         path = tuple(self.random.choice(("ci", "human", "a", "b")) for _ in range(self.random.randint(1, 3)))
         caller = "/".join(("spiffe://example.org", *path))
-        workload = "/".join(("spiffe://example.org", *(self.random.choice(("ci", "human", "a")) for _ in range(2))))
         kind, operation = self.random.choice(QUESTIONS)
+        if operation == "approve":
+            path = ("human", self.random.choice(tuple(PEOPLE)))
+            caller = "/".join(("spiffe://example.org", *path))
+        workload = "/".join(("spiffe://example.org", *(self.random.choice(("ci", "human", "a")) for _ in range(2))))
         named = {"key": self.random.choice(KEYS), "token": self.random.choice(KEYS), "grant": self.random.choice(("g0", "g1"))}
+        named["change"] = self.random.choice(("admin-policy", "unfreeze"))
         return canonical({
             "v": 1,
             "caller": {
@@ -262,7 +266,9 @@ class Maker:
             "operation": operation,
             "target": {
                 "kind": kind, "id": named.get(kind, ""),
-                "workload": {"trail": self.random.choice((workload, workload, caller, "")), "workload": workload}.get(kind, ""),
+                "workload": {"trail": self.random.choice((workload, workload, caller, "")), "workload": workload}.get(
+                    kind, workload if operation == "approve" else ""
+                ),
             },
             "key": {"name": "", "version": 0, "family": "", "labels": {}},
             "algorithm": self.random.choice(tuple(Algorithm)[:2]).value if operation == "sign" else "",
