@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from keybroker.errors import ConfigError
+from keybroker.model.glass import MAX_SECONDS
 from keybroker.model.key import KEY_NAME
 from keybroker.model.message_signature import is_target
 from keybroker.model.pkcs11_uri import Pkcs11Uri
@@ -420,7 +421,7 @@ def _check_frontend(document: YamlDocument, frontend: FrontendConfig) -> None:
 
 def _check_authority(document: YamlDocument, authority: AuthorityConfig) -> None:
     top: Place = ("authority",)
-    _require(document, (*top, "break_glass_max_s"), "between 1 and 86400", holds=1 <= authority.break_glass_max_s <= 86_400)
+    _require(document, (*top, "break_glass_max_s"), f"between 1 and {MAX_SECONDS}", holds=1 <= authority.break_glass_max_s <= MAX_SECONDS)
     _require(document, (*top, "bundles"), "name at least one trust domain", holds=bool(authority.bundles))
     _require(document, (*top, "log"), "a name such as example.org/broker-1", holds=bool(_LOG_ORIGIN.fullmatch(authority.log)))
     if authority.checkpoints:

@@ -104,7 +104,7 @@ class PolicyChanges:
         try:
             self._require_base(ask.base, change)
             candidate = await self._built(ask.files)
-            reasons = widenings(self._policy.rules, candidate.rules)
+            reasons = await asyncio.to_thread(widenings, self._policy.rules, candidate.rules)
             if not reasons:
                 return await self._apply(act, decision, candidate, PolicyVersion(0, change, ask.files, ""), None, generation)
             act = _act(asker, ask, change, reasons)  # what policy and approvers see of it, from now on

@@ -16,6 +16,7 @@ import msgspec
 from keybroker.audit.dsse import MAX_ENVELOPE_BYTES, Envelope
 from keybroker.audit.leaf import canonical
 from keybroker.errors import InvalidError, MalformedError, UnsupportedMediaTypeError
+from keybroker.model.glass import MAX_SECONDS
 from keybroker.model.key import Algorithm
 from keybroker.model.request import MAX_BATCH_ITEMS, MAX_MESSAGE_BYTES, SignBody
 
@@ -238,6 +239,8 @@ def _refuse(err: msgspec.ValidationError) -> NoReturn:
 def _describe(what: str, name: str) -> str:
     if name in _CHOICES:
         return f"one of {_CHOICES[name]}"
+    if name == "seconds":
+        return f"a whole number from 1 to {MAX_SECONDS}"
     if name == "items":
         return f"an array of 1 to {MAX_BATCH_ITEMS} sign requests"
     if "base64" in what:

@@ -14,6 +14,7 @@ from keybroker.frontend.authority_link import AuthorityLink
 from keybroker.frontend.exchange import Exchange, json_of
 from keybroker.frontend.shapes import Glass, Glasses
 from keybroker.model.call import BreakGlass, CloseGlass, GlassesReply, GlassReply, ListGlasses
+from keybroker.model.glass import MAX_SECONDS
 
 Number = Annotated[str, Path(pattern="^[0-9A-HJKMNP-TV-Z]{26}$")]
 
@@ -22,7 +23,7 @@ class GlassBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whose demands to waive, for how many seconds, and why."""
 
     grant: str
-    seconds: int
+    seconds: Annotated[int, msgspec.Meta(ge=1, le=MAX_SECONDS)]
     reason: str
 
 

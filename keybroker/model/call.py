@@ -12,6 +12,7 @@ import msgspec
 from keybroker.errors import RefusalError
 from keybroker.model.approval import Subject
 from keybroker.model.freeze import Freeze, FreezeKind
+from keybroker.model.glass import MAX_SECONDS
 from keybroker.model.request import SignBody
 
 MAX_FAILED_HANDSHAKES = 128
@@ -140,7 +141,7 @@ class BreakGlass(Ask, frozen=True):
     """Waive hours, limits and quorum of one grant for so many seconds."""
 
     grant: str
-    seconds: int
+    seconds: Annotated[int, msgspec.Meta(ge=0, le=MAX_SECONDS)]
     reason: str
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-DEFAULT_MAX_S = 3_600
+MAX_SECONDS = 86_400  # whatever is configured
 
 
 class BrokenGlass(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -34,6 +34,8 @@ from keybroker.authority.policy.signatures import BundleKeys, sign
 from keybroker.client.results import Record
 from keybroker.errors import ConfigError, InvalidError, MalformedError, SvidInvalidError, WireError
 from keybroker.frontend import bodies
+from keybroker.frontend.changing import ProposalBody
+from keybroker.frontend.freezing import FreezeBody
 from keybroker.identity.bundle import TrustBundle, TrustBundles
 from keybroker.identity.watched_file import WatchedFile
 from keybroker.identity.x509_svid import SvidValidator
@@ -161,6 +163,24 @@ def _body() -> Try:
             assert body.reason == seen.get("reason", "")
         with contextlib.suppress(MalformedError, InvalidError):
             bodies.batch_items(data)
+
+    return attempt
+
+
+def _change() -> Try:
+    """Only Malformed and Invalid; and what is accepted is what a plain and strict reader of JSON sees, and names one target."""
+
+    def attempt(data: bytes) -> None:
+        with contextlib.suppress(MalformedError, InvalidError):
+            ask = bodies.json_body(data, FreezeBody).ask()
+            seen = json.loads(data.decode(), object_pairs_hook=_unique)
+            assert set(seen) == {ask.kind, "reason"}
+            assert (ask.reason, ask.target) == (seen["reason"], "" if ask.kind == "everything" else seen[ask.kind])
+        with contextlib.suppress(MalformedError, InvalidError):
+            proposal = bodies.json_body(data, ProposalBody)
+            assert json.loads(data.decode(), object_pairs_hook=_unique) | {"operation": proposal.operation} == msgspec.structs.asdict(
+                proposal
+            )
 
     return attempt
 
@@ -369,6 +389,14 @@ TARGETS: dict[str, Target] = {
             b'{"algorithm": "Ed25519", "message": "aGVsbG8=", "reason": "caf\\u00e9"}',
             b'{"algorithm": "ES256", "digest": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", "format": "p1363"}',
             b'{"items": [{"algorithm": "ES256", "message": "aGVsbG8="}, {"algorithm": "RS256", "message": ""}]}',
+        ),
+    ),
+    "change": Target(
+        _change,
+        (
+            b'{"key": "orders", "reason": "incident 7"}',
+            b'{"everything": true, "reason": "caf\\u00e9"}',
+            b'{"base": "00", "files": {"a.yaml": "grants: []"}, "reason": "less", "operation": "01J"}',
         ),
     ),
     "grants": Target(

@@ -178,6 +178,16 @@ def test_there_is_no_way_to_switch_the_record_off_delete_from_it_or_read_a_pin(s
     assert not served.authority.calls
 
 
+@pytest.mark.case(14)
+@pytest.mark.parametrize("seconds", [b"0", b"-1", b"86401", b"18446744073709551616", b"1e3", b"1.5", b'"60"', b"null", b"true"])
+def test_time_for_broken_glass_that_is_none_gets_422(served: Served, seconds: bytes) -> None:
+    body = b'{"grant":"release","reason":"7","seconds":%s}' % seconds
+    data = request("/v1/break-glass", "Content-Type: application/json", method="POST", body=body, close=True)
+    document = problem(only(served.ask(data)), 422, "invalid")
+    assert document["errors"] == [{"pointer": "/seconds", "detail": "a whole number from 1 to 86400"}]
+    assert not served.authority.calls
+
+
 def test_frozen_gets_423_and_says_what_is_frozen(served: Served) -> None:
     served.authority.answers = lambda _call: Problem.of(FrozenError("This key is frozen.", reasons=("frozen-key",)))
     assert problem(only(served.ask(sign(BODY, close=True))), 423, "frozen")["reasons"] == ["frozen-key"]

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from keybroker.audit.leaf import canonical
+from keybroker.authority.policy import wasm
 from keybroker.authority.policy.compiler import compile_rules
 from keybroker.authority.policy.grants import Deny, Grant, Hours, LimitRule, Quorum, Rules
 from keybroker.authority.policy.narrowing import _is_within, _patterns_meet, widenings
@@ -107,6 +108,12 @@ WIDER = [
     ('"spiffe://example.org/human/b"]', '"spiffe://example.org/human/b", "spiffe://example.org/human/d"]', "people have other identities"),
     ("lawyers: [b, c]", "lawyers: [a, b, c]", "group lawyers has more people"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline is not what is compared."""
+    monkeypatch.setattr(wasm, "DEADLINE_TICKS", 2_000)
 
 
 def changed(tmp_path: Path, old: str, new: str) -> tuple[Rules, Rules]:
