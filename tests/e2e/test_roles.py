@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from keybroker.audit.leaf import decode
+from keybroker.client.errors import PendingError
+from keybroker.errors import RateLimitedError
 from tests.programs import lines, loaded, refused
 from tests.worlds import World, make_world
 
@@ -116,7 +118,8 @@ def test_frozen_approver_approves_nothing_and_what_he_has_approved_is_worth_noth
 def test_one_narrows_the_rules_and_two_widen_them(ruled: World, tmp_path: Path) -> None:
     rules = tmp_path / "rules"
     lines(ruled.run("policy", "live", "--out", str(rules), name="admin"))
-    first = loaded(ruled.run("policy", "live", "--json", name="admin"))["base"]
+    live = loaded(ruled.run("policy", "live", "--json", name="admin"))
+    first, revision = live["base"], live["revision"]
     refused(ruled.run("policy", "live", name="payments-api"), 3)
     world_grants = next(path for path in rules.glob("*.yaml") if "ES256, PS256, Ed25519" in path.read_text())
     wide = world_grants.read_text()
@@ -142,7 +145,7 @@ def test_one_narrows_the_rules_and_two_widen_them(ruled: World, tmp_path: Path) 
     lines(ruled.run("policy", "propose", str(rules), "--reason", "back", "--operation", operation, name="admin"))
     lines(ruled.run(*SIGN, stdin=b"7"))
     base = json.loads(ruled.run("policy", "live", "--json", name="admin").stdout)
-    assert base["revision"] == 3
+    assert base["revision"] == revision + 2
     changed = records(ruled, "admin")[-1]
     assert (changed["operation_id"], len(changed["approvals"])) == (operation, 1)  # type: ignore[arg-type]  # a list
     events = {each["body"]["event"] for each in records(ruled, "security")}  # type: ignore[index]  # an object
@@ -150,7 +153,7 @@ def test_one_narrows_the_rules_and_two_widen_them(ruled: World, tmp_path: Path) 
 
     assert ruled.stop() == 0
     ruled.start()
-    assert loaded(ruled.run("policy", "live", "--json", name="admin"))["revision"] == 3
+    assert loaded(ruled.run("policy", "live", "--json", name="admin"))["revision"] == revision + 2
     lines(ruled.run(*SIGN, stdin=b"8"))
 
 
@@ -178,3 +181,31 @@ def test_broken_glass_waives_the_quorum_for_a_while_and_waits_for_a_review_by_an
     assert loaded(ruled.run("break-glass", "close", opened["id"], "--note", "two releases", "--json", name="bob"))["is_reviewed"]
     assert lines(ruled.run("break-glass", "list", name="bob")) == []
     assert "glass-broken" in {each["body"]["event"] for each in records(ruled, "security")}  # type: ignore[index]  # an object
+
+
+def test_limit_is_watched_before_it_binds_and_one_person_may_do_both(ruled: World) -> None:
+    limit = "    limits: [{max: 1, window: 1h, per: workload}]\n"
+    free = "    algorithms: [ES256, PS256, Ed25519]\n"
+    with ruled.client("admin") as admin, ruled.client("bob") as bob, ruled.client() as api:
+        before = admin.live_policy()
+        (name,) = [each for each, text in before.files.items() if free in text]
+
+        def with_demand(demand: str) -> dict[str, str]:
+            return before.files | {name: before.files[name].replace(free, free + demand)}
+
+        watched = admin.propose_policy(before.base, with_demand(f"{limit}    observe_only: true\n"), reason="watch")
+        for message in (b"1", b"2"):
+            api.sign("orders", "ES256", message=message)
+        seen = [each["body"]["observed"] for each in records(ruled, "intent")[-2:]]  # type: ignore[index]  # an object
+        assert seen == [[], ["limit:payments"]]
+
+        bound = admin.propose_policy(watched.base, with_demand(limit), reason="bind")
+        api.sign("orders", "ES256", message=b"3")
+        with pytest.raises(RateLimitedError):
+            api.sign("orders", "ES256", message=b"4")
+        with pytest.raises(PendingError) as waits:
+            admin.propose_policy(bound.base, before.files, reason="back")
+        operation = waits.value.pending.operation
+        bob.approve(bob.operation(operation))
+        admin.propose_policy(bound.base, before.files, reason="back", operation=operation)
+        api.sign("orders", "ES256", message=b"5")

@@ -58,7 +58,7 @@ def _wider_selectors(old: Grant, new: Grant) -> Iterator[str]:
 
 
 def _weaker_demands(old: Grant, new: Grant) -> Iterator[str]:
-    if new.observe_only and not old.observe_only:
+    if new.observe_only and _demands(old):
         yield "it is only observed"
     if old.not_before and not (new.not_before and new.not_before >= old.not_before):
         yield "it begins earlier"

@@ -143,6 +143,16 @@ def test_change_that_gives_more_is_wider_and_says_where(tmp_path: Path, old: str
     assert why in widenings(before, after)
 
 
+def test_demand_that_is_watched_at_first_is_narrower_and_so_is_letting_it_bind(tmp_path: Path) -> None:
+    free = "grants:\n  - {id: a, workloads: ['**'], keys: [orders], operations: [sign], algorithms: [ES256]DEMAND}\n"
+    bound = ", limits: [{max: 1, window: 1h, per: key}]"
+    demands = {"free": "", "watched": f"{bound}, observe_only: true", "bound": bound}
+    rules = {name: load(tmp_path / name, a=free.replace("DEMAND", demand)) for name, demand in demands.items()}
+    assert widenings(rules["free"], rules["watched"]) == ()
+    assert widenings(rules["watched"], rules["bound"]) == ()
+    assert widenings(rules["bound"], rules["watched"]) == ("grant a: it is only observed",)
+
+
 def test_nothing_is_wider_than_itself(tmp_path: Path) -> None:
     rules = load(tmp_path, a=BASE)
     assert widenings(rules, rules) == ()
