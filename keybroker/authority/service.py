@@ -185,6 +185,8 @@ class KeyUseService:
             async with gate:
                 try:
                     request = KeyUse.parse(asker, ask.key, self._keyring.find(ask.key), ask.items[index])
+                    if index >= MAX_USES_PER_BATCH:  # it had to wait
+                        request = self._identify_again(request)
                     if not ask.idempotency_key:
                         return await self._use(request)
                     of_item = f"{ask.idempotency_key}/{index}"
@@ -482,6 +484,7 @@ class KeyUseService:
                 await asyncio.wait_for(asyncio.shield(first), _SECOND_WAITS_S)
             except TimeoutError as err:
                 raise InProgressError("The first request with this Idempotency-Key is still under way.") from err
+            request = self._identify_again(request)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._idempotent[claim.scope] = (claim.body_sha256, done)
         try:

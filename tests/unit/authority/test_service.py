@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from keybroker.authority import service
 from keybroker.authority.selfcheck import Check, verifies
 from keybroker.authority.tokens import SigningFailedError
 from keybroker.errors import (
@@ -397,6 +398,63 @@ def test_batch_answers_each_item_in_order_and_records_each(tmp_path: Path) -> No
         results = await broker.service.sign_batch(broker.asker, SignBatch("orders", (*items[:10], bad, *items[10:])))
         assert [type(result) for result in results] == [Signed] * 10 + [Problem] + [Signed] * 10
         assert broker.kinds().count("signed") == 20
+
+    with_broker(tmp_path, test)
+
+
+@pytest.mark.case(7)
+@pytest.mark.case(8)
+def test_items_of_a_batch_that_had_to_wait_are_those_of_a_caller_who_is_still_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "MAX_USES_PER_BATCH", 2)
+
+    async def test(broker: FakeBroker) -> None:
+        async def deny() -> None:
+            if broker.tokens.signed == 1:  # the second is under way
+                broker.validator.refuses = True
+                broker.generation.advance()
+
+        broker.tokens.on_sign = deny
+        results = await broker.service.sign_batch(broker.asker, SignBatch("orders", (ask().body,) * 6))
+        assert [isinstance(each, Signed) for each in results[2:]] == [False] * 4
+        assert {each.code for each in results[2:] if isinstance(each, Problem)} == {"svid-invalid"}
+        assert broker.kinds().count("intent") == 2
+
+    with_broker(tmp_path, test)
+
+
+@pytest.mark.case(26)
+def test_items_of_a_batch_that_had_to_wait_are_asked_with_the_networks_of_the_new_rules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAX_USES_PER_BATCH", 1)
+
+    async def test(broker: FakeBroker) -> None:
+        async def change() -> None:
+            broker.rules.networks = ("elsewhere",)
+            broker.generation.advance()
+
+        broker.tokens.on_sign = change
+        await broker.service.sign_batch(broker.asker, SignBatch("orders", (ask().body,) * 3))
+        seen = [record["request"]["caller"]["networks"] for record in broker.records() if record["kind"] == "intent"]
+        assert seen == [["loopback"], ["elsewhere"], ["elsewhere"]]
+
+    with_broker(tmp_path, test)
+
+
+@pytest.mark.case(7)
+def test_second_with_an_idempotency_key_is_of_a_caller_who_is_still_known_when_the_first_has_ended(tmp_path: Path) -> None:
+    async def test(broker: FakeBroker) -> None:
+        async def fail() -> None:
+            broker.validator.refuses = True
+            broker.tokens.fault = SigningFailedError("CKR_DEVICE_ERROR", may_have_signed=False)
+            await asyncio.sleep(0)
+
+        broker.tokens.on_sign = fail
+        both = (broker.service.sign(broker.asker, ask(idempotency_key="k")) for _ in range(2))
+        first, second = await asyncio.gather(*both, return_exceptions=True)
+        assert isinstance(first, HsmUnavailableError)
+        assert isinstance(second, SvidInvalidError)
+        assert broker.kinds().count("intent") == 1
 
     with_broker(tmp_path, test)
 
