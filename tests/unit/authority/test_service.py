@@ -404,7 +404,9 @@ def test_batch_answers_each_item_in_order_and_records_each(tmp_path: Path) -> No
 
 @pytest.mark.case(7)
 @pytest.mark.case(8)
-def test_items_of_a_batch_that_had_to_wait_are_those_of_a_caller_who_is_still_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_items_of_a_batch_that_had_to_wait_are_those_of_a_caller_who_is_still_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(service, "MAX_USES_PER_BATCH", 2)
 
     async def test(broker: FakeBroker) -> None:
