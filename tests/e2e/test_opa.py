@@ -34,7 +34,8 @@ def use_bundles(world: World, publisher: Publisher, opa: OpaProcess | None) -> N
     """The same world, with its rules from the publisher; from its URL, and decided by OPA where there is one."""
     config = world.config
     del config["authority"]["grants"]
-    place = {"url": publisher.bundle_url, "poll_ms": 200} if opa else {"path": str(publisher.published)}
+    by_name = publisher.bundle_url.replace("127.0.0.1", "localhost")  # the resolver works inside the walls, too
+    place = {"url": by_name, "poll_ms": 200} if opa else {"path": str(publisher.published)}
     policy: dict[str, Any] = {"bundle": {**place, "keys": [str(publisher.key)], "scope": publisher.scope}}
     if opa:
         policy |= {"engine": "opa", "opa": {"url": opa.url, "deadline_ms": 2_000}}
