@@ -186,7 +186,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  
         breakers=breakers,
         security=security,
         metrics=metrics,
-        health=lambda: _health(journal, tokens, keyring, timekeeper),
+        health=lambda: _health(journal, tokens, keyring, timekeeper, policy),
         metrics_text=lambda: metrics.text(
             tokens.sessions(), journal.size, quorum.waiting(), is_writable=journal.is_writable, is_clock_trusted=not timekeeper.distrusted
         ),
@@ -307,7 +307,7 @@ def _start(config: AuthorityConfig, policy: str) -> Draft:
     )
 
 
-def _health(journal: Journal, tokens: TokenPool, keyring: Keyring, timekeeper: Timekeeper) -> HealthReply:
+def _health(journal: Journal, tokens: TokenPool, keyring: Keyring, timekeeper: Timekeeper, policy: LivePolicy) -> HealthReply:
     sessions = tokens.sessions()
     parts = {f"token {token}": f"{serving} of {configured} sessions in service" for token, (serving, configured) in sessions.items()}
     for token, trouble in tokens.troubles().items():
@@ -315,7 +315,9 @@ def _health(journal: Journal, tokens: TokenPool, keyring: Keyring, timekeeper: T
     parts |= {f"key {ref}": f"refused: {rule}" for ref, rule in keyring.refusals().items()}
     parts["record"] = "writable" if journal.is_writable else "cannot be written"
     parts["clock"] = f"distrusted: {timekeeper.distrusted.partition(' ')[2]}" if timekeeper.distrusted else "trusted"
-    return HealthReply(journal.is_writable and any(serving for serving, _ in sessions.values()), parts)
+    parts["policy"] = f"cannot decide: {policy.outage}" if policy.outage else "decides"
+    is_ready = journal.is_writable and any(serving for serving, _ in sessions.values()) and not policy.outage
+    return HealthReply(is_ready, parts)
 
 
 def _end_at_once(err: StoreBrokenError) -> None:

@@ -30,10 +30,14 @@ from keybroker.authority.policy.signatures import BundleKeys
 from keybroker.authority.policy.wasm import WasmModule, WasmTrapError
 from keybroker.config import BundleConfig, PolicyConfig
 from keybroker.errors import ConfigError
+from keybroker.telemetry import logger
 
 KEPT = "policy-bundle.tar.gz"
 _PATIENCE_SECONDS = 60.0
+_PROBE_SECONDS = 1.0  # between two questions whether the live rules can decide
 _REGO = BUILT_IN.with_name("keybroker.rego")
+
+_log = logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,8 @@ class BundleHolder:
         self._refused = ""  # what is wrong with the bundle that the source has now
         self._trouble = ""  # why the source could not be asked the last time
         self._seen = live.bundle.sha256
+        self._outage = "OPA has not been asked yet" if maker.is_remote else ""
+        self._next_probe = 0.0
 
     @classmethod
     async def load(cls, policy: PolicyConfig, state: Path, known_keys: frozenset[str], *, is_kept: bool = True) -> BundleHolder:
@@ -102,6 +108,11 @@ class BundleHolder:
         return tuple(line for text in (self._trouble, self._refused, self._overdue()) for line in text.splitlines())
 
     @property
+    def outage(self) -> str:
+        """Why the live rules could not decide when they were last tried; empty if they could."""
+        return self._outage
+
+    @property
     def revision(self) -> int:
         """Of the bundle that is in force."""
         return self._live.bundle.revision
@@ -127,6 +138,7 @@ class BundleHolder:
             self._trouble, packed = str(err), None
         if packed is not None:
             await self._take(packed)
+        await self._probe()
         pending = self._pending
         if pending is None or await self._maker.trouble(pending):
             return None
@@ -142,6 +154,7 @@ class BundleHolder:
         if not isinstance(candidate, BundleCandidate):
             raise TypeError(candidate)
         before, self._live = self._live, candidate
+        self._outage = ""  # it has just answered
         if self._pending is not None and self._pending.bundle.sha256 == candidate.bundle.sha256:
             self._pending = None
         if isinstance(before.engine, OpaEngine) and isinstance(candidate.engine, OpaEngine):
@@ -155,6 +168,15 @@ class BundleHolder:
         """End all connections."""
         await self._source.close()
         await self._maker.close()
+
+    async def _probe(self) -> None:
+        """Now and then, find out whether the live rules can decide, so that an outage is seen where nobody asks for anything."""
+        if not self._maker.is_remote or time.monotonic() < self._next_probe:
+            return
+        before, self._outage = self._outage, await self._maker.trouble(self._live)
+        self._next_probe = time.monotonic() + _PROBE_SECONDS
+        if self._outage and self._outage != before:
+            _log.error("the rules cannot decide", why=self._outage)
 
     async def _take(self, packed: bytes) -> None:
         """Make a candidate of what the source has, or remember what is wrong with it."""
@@ -190,6 +212,11 @@ class _Maker:
         self.source_name = str(bundle.path or bundle.url)
         self._server = _server(policy) if policy.engine == "opa" else None
         self._modules: dict[str, WasmModule] = {}
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the rules are decided by a server."""
+        return self._server is not None
 
     def read(self, packed: bytes, source: str) -> PolicyBundle:
         """Check a bundle as far as it can be without its rules.

@@ -55,6 +55,11 @@ class LivePolicy(Protocol):
         """What is wrong with the rules as they are now where they come from."""
         ...
 
+    @property
+    def outage(self) -> str:
+        """Why the live rules could not decide when they were last tried; empty if they could."""
+        ...
+
     def networks_of(self, address: str) -> tuple[str, ...]:
         """The named networks that an address is in."""
         ...
@@ -132,6 +137,11 @@ class PolicyHolder:
     def problems(self) -> tuple[str, ...]:
         """What is wrong with the files as they are now; empty while they are what is live, or could be."""
         return self._problems
+
+    @property
+    def outage(self) -> str:
+        """Why the live rules could not decide; in this process they always can."""
+        return ""
 
     def networks_of(self, address: str) -> tuple[str, ...]:
         """The named networks that an address is in."""

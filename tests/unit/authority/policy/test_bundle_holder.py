@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from keybroker.authority.policy import bundle_holder, bundle_source
 from keybroker.authority.policy.bundle_holder import KEPT, BundleHolder
 from keybroker.authority.policy.bundle_maker import OwnPolicy
-from keybroker.config import PolicyConfig
+from keybroker.config import OpaConfig, PolicyConfig
 from keybroker.errors import ConfigError
 from keybroker.model.decision import Decision, Verdict
 from tests.impostor import http
@@ -409,3 +410,12 @@ def test_each_decision_under_a_swap_of_bundles_is_of_exactly_one_digest(publishe
         assert all(each.grants == grants_of[each.policy] for each in decisions)
 
     with_holder(publisher, test)
+
+
+def test_missing_packages_of_the_opa_engine_are_named_with_their_cure(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    publisher.publish(GOOD)
+    monkeypatch.delitem(sys.modules, "keybroker.authority.policy.opa_server", raising=False)
+    monkeypatch.setitem(sys.modules, "opa_client", None)
+    config = PolicyConfig(engine="opa", bundle=publisher.config(), opa=OpaConfig(url="http://127.0.0.1:8181"))
+    with pytest.raises(ConfigError, match=r"^opa_client is not installed: pip install 'keybroker\[opa\]'$"):
+        asyncio.run(BundleHolder.load(config, publisher.state, KEYS))
