@@ -350,6 +350,7 @@ def load(path: Path) -> Config:
         ConfigError: names file, line, field and cure.
     """
     document = YamlDocument.load(path)
+    _refuse_old_policy(document)
     base = path.resolve().parent
 
     def resolve(type_: type, value: Any) -> Any:
@@ -363,6 +364,13 @@ def load(path: Path) -> Config:
     config = document.convert(Config, dec_hook=resolve)
     _check(document, config)
     return config
+
+
+def _refuse_old_policy(document: YamlDocument) -> None:
+    """What was a file once is a section; say how to write it."""
+    authority = document.value.get("authority") if isinstance(document.value, dict) else None
+    if isinstance(authority, dict) and isinstance(authority.get("policy"), str):
+        _require(document, ("authority", "policy"), "is a section; a compiled policy is written `policy: {module: FILE}`", holds=False)
 
 
 def host_and_port(text: str) -> tuple[str, int]:

@@ -99,6 +99,11 @@ def test_one_section_is_enough_for_a_host_with_one_room(tmp_path: Path) -> None:
         ("  grants: grants\n", "  grants: grants\n  policy: {engine: opa, opa: {url: x}}\n", "policy.engine: `opa` needs signed bundles"),
         ("  grants: grants\n", "  policy: {engine: opa, bundle: {path: b, keys: [k]}}\n", "policy.opa: goes with `engine: opa`"),
         ("  grants: grants\n", "  grants: grants\n  policy: {opa: {url: x}}\n", "policy.opa: goes with `engine: opa`, which needs it"),
+        (
+            "  grants: grants\n",
+            "  grants: grants\n  policy: my.wasm\n",
+            "keybroker.yaml:12: authority.policy: is a section; a compiled policy",
+        ),
         ("  grants: grants\n", "  grants: grants\n  policy: {engine: both}\n", "authority.policy.engine: invalid enum value"),
         (
             "  grants: grants\n",
