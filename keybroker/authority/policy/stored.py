@@ -70,6 +70,11 @@ class StoredPolicy:
         """What is allowed in the live rules but probably not meant."""
         return self._live.rules.warnings
 
+    @property
+    def outage(self) -> str:
+        """Why the live rules could not decide; in this process they always can."""
+        return ""
+
     def networks_of(self, address: str) -> tuple[str, ...]:
         """The named networks that an address is in."""
         return self._live.rules.networks_of(address)
