@@ -119,7 +119,7 @@ class Limits:
             if newest is None:
                 self._units.add(unit.counter, 1, until_us)
             elif newest.units < share:
-                self._units.extend(unit.counter, newest.seq, until_us)
+                self._units.extend(unit.counter, newest, until_us)
             else:
                 self._units.add(unit.counter, newest.seq + 1, until_us)
             if unit.gone:

@@ -143,6 +143,7 @@ class SqliteStore:
         self._staged = 0
         try:
             self._db.execute("BEGIN IMMEDIATE")
+            self._units.begin()
             yield
             self._db.execute("COMMIT")
         except sqlite3.Error as err:

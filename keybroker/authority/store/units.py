@@ -1,4 +1,7 @@
-"""The units that limits have taken: one row for each, or for several that leave their window together. Called inside a transaction."""
+"""The units that limits have taken: one row for each, or for several that leave their window together. Called inside a transaction.
+
+Uses that share a transaction mostly share counters, too: the newest row of each is remembered until the transaction ends, and no longer.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +32,18 @@ class UnitTable:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
         self._swept: tuple[bytes, int] = (b"", 0)
+        self._newest: dict[bytes, UnitRow | None] = {}
+
+    def begin(self) -> None:
+        """A transaction begins: what the one before has seen, or has taken and not kept, counts no more."""
+        self._newest.clear()
 
     def newest(self, counter: bytes) -> UnitRow | None:
         """The row of the unit that was taken last."""
-        row = self._db.execute(_NEWEST, (counter,)).fetchone()
-        return UnitRow(*row) if row else None
+        if counter not in self._newest:
+            row = self._db.execute(_NEWEST, (counter,)).fetchone()
+            self._newest[counter] = UnitRow(*row) if row else None
+        return self._newest[counter]
 
     def holding(self, counter: bytes, seq: int) -> UnitRow | None:
         """The row of unit `seq`, or the next one if that unit has left its window and was forgotten."""
@@ -49,10 +59,12 @@ class UnitTable:
     def add(self, counter: bytes, seq: int, until_us: int) -> None:
         """Unit `seq` is taken, and gets a row of its own."""
         self._db.execute(_ADD, (counter, seq, until_us))
+        self._newest[counter] = UnitRow(seq, 1, until_us)
 
-    def extend(self, counter: bytes, seq: int, until_us: int) -> None:
-        """Unit `seq + 1` is taken, and joins the row of unit `seq`, which is the newest: its units leave when this one does."""
-        self._db.execute(_EXTEND, (until_us, counter, seq))
+    def extend(self, counter: bytes, newest: UnitRow, until_us: int) -> None:
+        """One more unit is taken, and joins the newest row, whose units leave when this one does."""
+        self._db.execute(_EXTEND, (until_us, counter, newest.seq))
+        self._newest[counter] = UnitRow(newest.seq + 1, newest.units + 1, until_us)
 
     def forget(self, counter: bytes, seq: int) -> None:
         """The units up to `seq` have left their window."""
@@ -60,6 +72,7 @@ class UnitTable:
 
     def sweep(self, now_us: int, rows: int) -> None:
         """Forget what has left its window, in the next so many rows: callers that do not come again leave theirs behind."""
+        self._newest.clear()
         page = self._db.execute(_PAGE, (*self._swept, rows)).fetchall()
         self._db.executemany(
             "DELETE FROM limit_unit WHERE counter = ? AND seq = ?", [(counter, seq) for counter, seq, until_us in page if until_us < now_us]

@@ -91,6 +91,7 @@ class LimitsMachine(RuleBasedStateMachine):
     def several_in_one_transaction(self, subject: Subject, times: int, commits: bool) -> None:
         before = list(self.model.uses)
         self.db.execute("BEGIN IMMEDIATE")
+        self.limits._units.begin()
         for _ in range(times):
             self.use_once(subject)
         self.db.execute("COMMIT" if commits else "ROLLBACK")
@@ -113,10 +114,12 @@ class LimitsMachine(RuleBasedStateMachine):
 
     @rule(rows=st.integers(1, 5))
     def what_has_left_is_swept(self, rows: int) -> None:
+        self.limits._units.begin()
         self.limits._units.sweep(self.now_us, rows)
 
     @rule(subject=st.sampled_from(SUBJECTS))
     def retry_after_is_true(self, subject: Subject) -> None:
+        self.limits._units.begin()
         _, spent = self.limits.ask(self.demanded, subject, self.now_us)
         if spent:
             wait_s = max(seconds_until(each.until_us, self.now_us) for each in spent)
@@ -125,6 +128,7 @@ class LimitsMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_left_is_what_the_model_leaves(self) -> None:
+        self.limits._units.begin()
         for limit in self.demanded.limits:
             for subject in SUBJECTS:
                 left = self.limits.left("g", limit, subject, self.now_us)
