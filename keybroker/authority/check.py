@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from keybroker.authority.policy import loading
-from keybroker.authority.store import opening
+from keybroker.authority.store import acknowledgement, opening
 from keybroker.authority.store.faults import name_of
 from keybroker.config import AuthorityConfig
 from keybroker.errors import ConfigError, KeyBrokerError, StoreError
@@ -64,6 +64,11 @@ def _of_store(state: Path) -> Iterator[str]:
     try:
         if is_alone and (answer := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             yield f"{state}: the database is damaged ({answer}); `keybroker audit check` says where, restore it from a copy"
+        saw = acknowledgement.distrusted(state).partition(" ")[2]
+        if saw:
+            yield f"{state}: {saw}; set it right, and run `keybroker clock acknowledge --state {state}`"
+    except StoreError as err:
+        yield str(err)
     except sqlite3.Error as err:
         yield f"{state}: the database cannot be read ({name_of(err)}); restore it from a copy"
     finally:

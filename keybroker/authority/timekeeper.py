@@ -83,7 +83,7 @@ class Timekeeper:
             if not self._distrusted:
                 self._compare(time_us, uptime_us, self._row)
         elif not self._distrusted:
-            self._judge_gap(time_us - self._row.time_us)
+            self._judge_gap(time_us - self._row.time_us, is_bounded=row is not None)
         if not self._distrusted:
             self._anchor = self._row_of(time_us, uptime_us)
         self._right_us = (time_us, uptime_us)  # the last look at which the clock was right, while it is trusted
@@ -156,12 +156,13 @@ class Timekeeper:
         if abs(ahead_us) > STEP_US + passed_us // _DRIFT:
             self._distrust(f"the clock was set {'forward' if ahead_us > 0 else 'back'} by {abs(ahead_us) // 1_000_000} s", row)
 
-    def _judge_gap(self, gap_us: int) -> None:
-        """How long it was over a boot, by the only clock that there is then."""
+    def _judge_gap(self, gap_us: int, *, is_bounded: bool) -> None:
+        """How long it was over a boot, by the only clock that there is then. Before there are limits, a long one refills nothing."""
+        seen = f"after a boot the clock is {abs(gap_us) // 1_000_000} s"
         if gap_us < -STEP_US:
-            self._distrust(f"after a boot the clock is {-gap_us // 1_000_000} s before the broker last looked at it", self._row)
-        elif gap_us > self._max_gap_us:
-            self._distrust(f"after a boot the clock is {gap_us // 1_000_000} s after the broker last looked at it", self._row)
+            self._distrust(f"{seen} before the broker last looked at it", self._row)
+        elif is_bounded and gap_us > self._max_gap_us:
+            self._distrust(f"{seen} after the broker last looked at it", self._row)
         else:
             self._offset_us += max(0, gap_us)
 

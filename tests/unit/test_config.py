@@ -71,6 +71,7 @@ def test_one_section_is_enough_for_a_host_with_one_room(tmp_path: Path) -> None:
         ('object: orders, id: "0a"', "", "give `object` (CKA_LABEL), `id` (CKA_ID, hex) or both"),
         ('id: "0a"', 'id: "0"', "keys.orders.versions.0.id: must be hex"),
         ("      sockets: [run/hsm-0.sock]\n", "      sockets: [run/hsm-0.sock]\n      deadline_ms: 1\n", "between 10 and 9000"),
+        ("  grants: grants\n", "  grants: grants\n  max_clock_gap_s: 0\n", "authority.max_clock_gap_s: between 1 and 31622400"),
         ("frontend:", "frontent:", "the file: object contains unknown field `frontent`"),
         ("  grants: grants\n", "", "keybroker.yaml:6: authority.grants: give `grants` or `policy.bundle`, one of the two"),
         (

@@ -296,6 +296,16 @@ def test_reading_is_bound_by_moments(tmp_path: Path) -> None:
     with_demands(tmp_path, test, demand(not_after="2026-11-25T12:00:01Z"))
 
 
+def test_reading_under_a_grant_that_only_observes_goes_on_and_says_so(tmp_path: Path) -> None:
+    async def test(broker: FakeBroker) -> None:
+        await broker.reads.query_records(broker.asker, QueryRecords())
+        broker.clock.time_us += SECOND
+        await broker.reads.query_records(broker.asker, QueryRecords())
+        assert [record["body"]["observed"] for record in broker.records()] == [[], ["not-after:g"]]
+
+    with_demands(tmp_path, test, demand(not_after="2026-11-25T12:00:01Z", observe_only=True))
+
+
 # The clock.
 
 

@@ -47,3 +47,13 @@ def test_store_in_use_is_left_to_its_broker(tmp_path: Path) -> None:
             assert list(_of_store(tmp_path)) == []
 
     asyncio.run(main())
+
+
+@pytest.mark.case(39)
+def test_clock_that_is_distrusted_is_a_problem_with_its_cure(tmp_path: Path) -> None:
+    with tampering(whole(tmp_path)) as db:
+        db.execute("UPDATE clock SET distrusted = ?", ("01ARZ3NDEKTSV4RRFFQ69G5FAV the clock was set back by 3600 s",))
+    (problem,) = _of_store(tmp_path)
+    assert (
+        problem == f"{tmp_path}: the clock was set back by 3600 s; set it right, and run `keybroker clock acknowledge --state {tmp_path}`"
+    )
