@@ -185,6 +185,22 @@ def _change() -> Try:
     return attempt
 
 
+def _operation_bodies() -> Try:
+    """Only Malformed and Invalid; what goes on is what a plain and strict reader of JSON sees, and has one spelling."""
+
+    def attempt(data: bytes) -> None:
+        with contextlib.suppress(MalformedError, InvalidError):
+            envelope = bodies.approval(data)
+            assert bodies.approval(envelope) == envelope
+            assert set(json.loads(data.decode(), object_pairs_hook=_unique)) == {"payload", "payloadType", "signatures"}
+        with contextlib.suppress(MalformedError, InvalidError):
+            message = bodies.redemption(data)
+            seen = json.loads(data.decode(), object_pairs_hook=_unique)
+            assert seen == ({} if message is None else {"message": base64.b64encode(message).decode()})
+
+    return attempt
+
+
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     assert len({name for name, _ in pairs}) == len(pairs)
     return dict(pairs)
@@ -369,6 +385,10 @@ TARGETS: dict[str, Target] = {
             frame_bytes(NoticeCall(4, ComposeNotice(7, "https://hooks.example/a"))),
             frame_bytes(Task(3, SignTask("orders/1", Algorithm.ES256, bytes(32)))),
         ),
+    ),
+    "operation-body": Target(
+        _operation_bodies,
+        (approval.signed(STATEMENT, _APPROVER), b"{}", b'{"message": "aGk="}', b'{"payload":"","signatures":[]}'),
     ),
     "spiffe-id": Target(
         _spiffe_id, (b"spiffe://example.org/payments/api", b"spiffe://example.org", b"spiffe://a_b.c-d/../x", b"https://x/y")
