@@ -19,7 +19,7 @@ from keybroker.authority.quorum import Settled
 from keybroker.authority.store import freezes as stored
 from keybroker.authority.uses import Asker
 from keybroker.clock import Clock, to_rfc3339
-from keybroker.errors import AuditUnavailableError, InvalidError, NotFoundError, OverloadedError, RefusalError
+from keybroker.errors import AuditUnavailableError, InProgressError, InvalidError, NotFoundError, OverloadedError, RefusalError
 from keybroker.model.approval import MAX_FIELD_CHARACTERS
 from keybroker.model.call import AskFreeze, AskUnfreeze, FreezeReply, FreezesReply, Pending
 from keybroker.model.decision import ContentInput, TargetInput
@@ -63,6 +63,7 @@ class Responders:
         self._generation = generation
         self._metrics = metrics
         self._clock = clock
+        self._unwritten: set[str] = set()  # freezes in force that are not on record yet
         metrics.frozen(len(freezes.all()))
 
     async def freeze(self, asker: Asker, ask: AskFreeze) -> FreezeReply:
@@ -71,6 +72,7 @@ class Responders:
         Raises:
             InvalidError: a target or a reason that cannot be one.
             NotFoundError: no such key or token, or nothing of it is granted.
+            InProgressError: the same request is under way, and may yet fail.
             DeniedError, FrozenError, PolicyFailedError, PolicyUnavailableError: the rules do not let this caller.
             AuditUnavailableError: not on record, and so not in force.
         """
@@ -81,6 +83,8 @@ class Responders:
         by = asker.caller.id.text
         own = [each for each in self._freezes.all() if each.by == by]
         known = next((each for each in own if (each.kind, each.target) == (ask.kind, ask.target)), None)
+        if known is not None and known.id in self._unwritten:
+            raise InProgressError("The same is being frozen just now; ask again.")
         if known is not None:
             return FreezeReply(known)
         if len(own) >= MAX_FREEZES:
@@ -88,11 +92,14 @@ class Responders:
         freeze = Freeze(str(ULID()), ask.kind, ask.target, ask.reason, by, to_rfc3339(self._clock.now_us()))
         draft = act.draft(RecordKind.FREEZE, decision, {"change": "freeze", "freeze": freeze.id}, self._key_facts(freeze))
         self._change(partial(self._freezes.add, freeze))  # in force first: no use gets past it while it is being written
+        self._unwritten.add(freeze.id)
         try:
             await self._journal.write(Entry(draft, also=partial(stored.add, freeze=freeze)))
         except AuditUnavailableError:
             self._change(partial(self._freezes.remove, freeze.id))
             raise
+        finally:
+            self._unwritten.discard(freeze.id)
         _log.warning("frozen", freeze=freeze.id, kind=freeze.kind)
         return FreezeReply(freeze)
 

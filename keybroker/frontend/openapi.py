@@ -69,7 +69,7 @@ class _Post:
 
 
 _READING_RECORD = ("audit-unavailable", "clock-untrusted")
-_ACTING = ("frozen", "audit-unavailable", "clock-untrusted", "stale-base", "replayed")
+_ACTING = ("in-progress", "frozen", "audit-unavailable", "clock-untrusted", "stale-base", "replayed")
 _TAKING = ("unsupported-media-type",)
 _POSTS = (
     _Post("/v1/keys/{key}/sign", "sign", "Sign one thing with a key.", "SignBody", "SignedUse", is_idempotent=True, may_wait=True),

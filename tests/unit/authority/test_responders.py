@@ -254,6 +254,16 @@ def test_freeze_that_cannot_be_recorded_is_not_in_force(tmp_path: Path) -> None:
     with_broker(tmp_path, test)
 
 
+def test_same_freeze_at_the_same_time_waits_until_it_is_known_how_the_first_ends(tmp_path: Path) -> None:
+    async def test(broker: FakeBroker) -> None:
+        both = await asyncio.gather(*(broker.responders.freeze(RESPONDER, freeze()) for _ in range(2)), return_exceptions=True)
+        assert sorted(type(each).__name__ for each in both) == ["FreezeReply", "InProgressError"]
+        assert len(broker.freezes.all()) == 1
+        assert broker.kinds() == ["freeze"]
+
+    with_broker(tmp_path, test)
+
+
 def test_freezes_survive_a_restart_and_lifted_ones_do_not_come_back(tmp_path: Path) -> None:
     kept: list[str] = []
 
