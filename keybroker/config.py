@@ -170,11 +170,11 @@ class ShadowConfig(Section, frozen=True, kw_only=True):
 
     Attributes:
         grants: directory of its grant files; read again when they change.
-        policy: another compiled policy than the live one.
+        module: another compiled policy than the live one.
     """
 
     grants: Path
-    policy: Path | None = None
+    module: Path | None = None
 
 
 class NoticesConfig(Section, frozen=True, kw_only=True):

@@ -89,7 +89,7 @@ def run(config: Config) -> int:
 def sandbox(config: AuthorityConfig, telemetry: TelemetryConfig) -> Sandbox:
     """What this room may touch: its state, its sockets, and what it was told to trust. No PIN, no network but where it was told to ask."""
     rules = loading.touches(config)
-    shadow = (config.shadow.grants, *around(config.shadow.policy)) if config.shadow else ()
+    shadow = (config.shadow.grants, *around(config.shadow.module)) if config.shadow else ()
     reads = (*python_paths(), *around(*config.bundles.values(), config.deny_list, BUILT_IN), *rules.reads, *shadow)
     sockets = (config.socket.parent, *((config.notices.socket.parent,) if config.notices else ()))
     connects = (*export_port(telemetry), *rules.ports)

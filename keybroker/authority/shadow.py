@@ -57,14 +57,14 @@ class Shadow:
 
     Args:
         config: which candidate; None for none, and then nothing is done.
-        policy: the live compiled policy, for a candidate that has none of its own.
+        module: the live compiled policy, for a candidate that has none of its own.
     """
 
     def __init__(
-        self, config: ShadowConfig | None, policy: Path | None, journal: Journal, security: SecurityEvents, metrics: AuthorityMetrics
+        self, config: ShadowConfig | None, module: Path | None, journal: Journal, security: SecurityEvents, metrics: AuthorityMetrics
     ) -> None:
         self._config = config
-        self._policy = policy
+        self._module = module
         self._journal = journal
         self._security = security
         self._metrics = metrics
@@ -153,7 +153,7 @@ class Shadow:
             return
         self._looked_at = signature
         try:
-            candidate = await asyncio.to_thread(candidates.load, config.grants, config.policy or self._policy)
+            candidate = await asyncio.to_thread(candidates.load, config.grants, config.module or self._module)
         except ConfigError as err:
             _log.error("the shadow policy cannot be used", problem=str(err).splitlines()[0])
             self._security.note("shadow-refused", str(err).splitlines()[0][:200])

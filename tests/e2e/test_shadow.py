@@ -18,7 +18,7 @@ def test_broker_signs_beside_a_candidate_that_traps_and_records_what_it_would_ch
     world = make_world(tmp_path / "world")
     (world.directory / "trap.wasm").write_bytes(compile_rego(tmp_path, LOOP))
     config = world.config
-    config["authority"]["shadow"] = {"grants": "grants", "policy": "trap.wasm"}
+    config["authority"]["shadow"] = {"grants": "grants", "module": "trap.wasm"}
     world.config_file.write_text(yaml.safe_dump(config))
     world.start()
     try:

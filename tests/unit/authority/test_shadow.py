@@ -112,7 +112,7 @@ async def shown(tmp_path: Path, candidate: str, policy: bytes | None = None, liv
     async with journal_on(tmp_path / "state") as (journal, _):
         metrics = AuthorityMetrics(["orders"])
         security = SecurityEvents(journal, metrics)
-        shadow = Shadow(ShadowConfig(grants=tmp_path / "candidate", policy=module), None, journal, security, metrics)
+        shadow = Shadow(ShadowConfig(grants=tmp_path / "candidate", module=module), None, journal, security, metrics)
         rules = ShadowedRules(Live(answering), shadow)
         running = asyncio.create_task(shadow.run())
         both = Shown(shadow, rules, answering, metrics, security, tmp_path / "state", journal, tmp_path / "candidate", running)
