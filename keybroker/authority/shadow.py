@@ -70,6 +70,7 @@ class Shadow:
         self._metrics = metrics
         self._queue: deque[tuple[bytes, Decision]] = deque()
         self._candidate: Candidate | None = None
+        self._next: Candidate | None = None  # loaded, and not on record yet
         self._looked_at: object = None
         self._found: dict[str, _Difference] = {}
         self._writing: asyncio.Future[None] | None = None
@@ -149,19 +150,18 @@ class Shadow:
     async def _look(self, config: ShadowConfig) -> None:
         """Take another candidate if its files have changed. One that cannot be used is on record, and the one before goes on."""
         signature = _signature(config.grants)
-        if signature == self._looked_at:
-            return
-        self._looked_at = signature
-        try:
-            candidate = await asyncio.to_thread(candidates.load, config.grants, config.module or self._module)
-        except ConfigError as err:
-            _log.error("the shadow policy cannot be used", problem=str(err).splitlines()[0])
-            self._security.note("shadow-refused", str(err).splitlines()[0][:200])
-            return
-        body = {"change": "shadow", "to": candidate.engine.digest}
-        await self._journal.write(Entry(Draft(kind=RecordKind.ADMIN, body=body)))
-        self._candidate = candidate
-        _log.info("shadow policy changed", policy=candidate.engine.digest)
+        if signature != self._looked_at:
+            self._looked_at = signature
+            try:
+                self._next = await asyncio.to_thread(candidates.load, config.grants, config.module or self._module)
+            except ConfigError as err:
+                _log.error("the shadow policy cannot be used", problem=str(err).splitlines()[0])
+                self._security.note("shadow-refused", str(err).splitlines()[0][:200])
+        if self._next is not None:
+            body = {"change": "shadow", "to": self._next.engine.digest}
+            await self._journal.write(Entry(Draft(kind=RecordKind.ADMIN, body=body)))
+            _log.info("shadow policy changed", policy=self._next.engine.digest)
+            self._candidate, self._next = self._next, None
 
     def _work(self) -> None:
         """The thread: compares what has come, and rests four times as long as it worked."""

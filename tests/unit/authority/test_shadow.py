@@ -275,3 +275,25 @@ def test_differences_that_cannot_be_recorded_are_kept(tmp_path: Path, monkeypatc
             assert found["body"]["count"] == 1
 
     asyncio.run(main())
+
+
+def test_candidate_that_cannot_be_recorded_waits_until_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with shown(tmp_path, "grants: {") as both:
+            write = both.journal.write
+
+            async def refuse(_entry: Entry) -> int:
+                raise AuditUnavailableError("not now", retry_after=1)
+
+            monkeypatch.setattr(both.journal, "write", refuse)
+            (both.candidate / "a.yaml").write_text(GOOD)
+            for _ in range(SECONDS * 50):
+                if both.shadow._next is not None:
+                    break
+                await asyncio.sleep(0.02)
+            assert both.shadow._candidate is None
+            monkeypatch.setattr(both.journal, "write", write)
+            await both.loaded()
+            assert [each["body"]["change"] for each in both.records("admin")] == ["shadow"]
+
+    asyncio.run(main())
