@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -151,3 +153,22 @@ def test_shell_completes_the_commands_and_their_options() -> None:
         }
         done = subprocess.run([str(PROGRAM)], capture_output=True, text=True, check=False, timeout=60, env=environment)
         assert wanted in done.stdout.split(), done
+
+
+def test_commands_of_the_how_to_work_when_pasted_one_after_the_other(world: World, tmp_path: Path) -> None:
+    with world.client() as client:
+        asked = client.sign("orders", "ES256", message=b"paste me").records.intent
+    (tmp_path / "my-world").symlink_to(world.directory)
+    environment = clean_environment() | {"PATH": f"{PROGRAM.parent}:{os.environ['PATH']}"}
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "try-a-policy-change.md").read_text()
+    blocks = re.findall(r"^```(sh|yaml)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    for kind, block in blocks:
+        if block.startswith("cases:"):
+            write(tmp_path / "candidate" / "tests", block, "orders.yaml")
+        if kind == "sh":
+            script = block.replace("--record 5", f"--record {asked}")
+            done = subprocess.run(
+                ["bash", "-eu", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60
+            )
+            assert done.returncode == 0, (block, done.stdout, done.stderr)
+    assert sum(kind == "sh" for kind, _ in blocks) >= 8
