@@ -88,18 +88,6 @@ def test_simulate_shows_verdict_and_reasoning_and_exits_as_sign_would(tmp_path: 
     assert run("simulate", grants, "--input", tmp_path / "input.json").returncode == 0
 
 
-def test_simulate_without_a_whole_request_is_wrong_usage(tmp_path: Path) -> None:
-    grants = write(tmp_path / "g", GOOD)
-    for words in (
-        (),
-        ("--workload", "x"),
-        ("--record", "1"),
-        ("--input", grants / "a.yaml", "--key", "orders"),
-        ("--input", tmp_path / "no"),
-    ):
-        assert run("simulate", grants, *words).returncode == 2, words
-
-
 def test_diff_says_who_gains_and_who_loses(tmp_path: Path) -> None:
     old = write(tmp_path / "old", GOOD)
     new = write(tmp_path / "new", GOOD.replace("payments/*", "payments/api").replace("ES256", "ES384"))
@@ -135,13 +123,6 @@ def test_replay_beside_a_broker_says_what_a_candidate_would_change(world: World,
     assert "note: what is demanded is replayed" in shown.stderr
     simulated = run("simulate", strict, "--record", signed.records.intent, "--config", world.config_file)
     assert (simulated.returncode, "algorithm-not-granted" in simulated.stdout) == (3, True)
-
-
-def test_replay_without_one_record_to_read_is_wrong_usage(world: World, tmp_path: Path) -> None:
-    grants = write(tmp_path / "g", GOOD)
-    for words in ((), ("--state", world.state, "--export", "x"), ("--state", world.state, "--since", "soon")):
-        assert run("replay", grants, *words).returncode == 2, words
-    assert run("replay", grants, "--export", tmp_path / "gone").returncode == 1
 
 
 def test_shell_completes_the_commands_and_their_options() -> None:
