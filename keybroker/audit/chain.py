@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from keybroker.audit import leaf as leaves
+from keybroker.audit.map import TrailEnd, TrailMap
 from keybroker.model.record import RECORD_VERSION, Outcome, RecordKind
 
 _FIELDS = frozenset(leaves.FIELDS)
@@ -65,6 +66,8 @@ class ChainChecker:
     _time: str = ""
     _log: str = ""
     _trails: dict[str, tuple[int, str]] = field(default_factory=dict)
+    _grown: set[str] = field(default_factory=set)  # trails, since the last `heads` record
+    _map: TrailMap = field(default_factory=TrailMap)  # at the last `heads` record
 
     @property
     def trails(self) -> int:
@@ -102,8 +105,18 @@ class ChainChecker:
         self._time = time
         if str(record.get("kind")) not in _KINDS:
             yield "unknown-kind"
+        if record.get("kind") == "heads" and record.get("body") != self._heads():
+            yield "wrong-heads"
         yield from self._trail_rules(digest, record.get("trail"))
         yield from self._use_rules(index, record)
+
+    def _heads(self) -> dict[str, str | int]:
+        """What the body of a `heads` record must be here."""
+        self._map = self._map.with_ends(
+            {trail: TrailEnd(count, bytes.fromhex(head)) for trail in self._grown for count, head in (self._trails[trail],)}
+        )
+        self._grown.clear()
+        return {"root": self._map.root.hex(), "trails": self._map.trails}
 
     def _trail_rules(self, digest: bytes, trail: Any) -> Iterator[str]:
         if trail == {}:
@@ -118,6 +131,7 @@ class ChainChecker:
         if trail.get("previous") != head:
             yield "trail-previous"
         self._trails[name] = (count + 1, digest.hex())
+        self._grown.add(name)
 
     def _use_rules(self, index: int, record: dict[str, Any]) -> Iterator[str]:
         kind, use, outcome = record.get("kind"), str(record.get("use")), record.get("outcome")

@@ -18,6 +18,7 @@ EMPTY_ROOT = hashlib.sha256().digest()
 Nodes = Callable[[int, int], bytes]
 """Gives the hash of a complete node: its level, its index."""
 
+_TILE_HEIGHT = 8  # C2SP tlog-tiles: 256 hashes
 _sha256 = hashlib.sha256
 
 
@@ -53,14 +54,19 @@ class Frontier:
         """Another one, that grows on its own."""
         return Frontier(self.size, self.nodes.copy())
 
-    def append(self, leaf: bytes) -> None:
-        """Add a leaf hash."""
-        size, nodes = self.size, self.nodes
-        while size & 1:
+    def append(self, leaf: bytes) -> list[tuple[int, int, bytes]]:
+        """Add a leaf hash; the roots of the tiles that it fills: level (from 1), index, hash."""
+        place, nodes = self.size, self.nodes
+        filled: list[tuple[int, int, bytes]] = []
+        height = 0
+        while place & 1:
             leaf = _sha256(b"\x01" + nodes.pop() + leaf).digest()
-            size >>= 1
+            place, height = place >> 1, height + 1
+            if height % _TILE_HEIGHT == 0:
+                filled.append((height // _TILE_HEIGHT, place, leaf))
         nodes.append(leaf)
         self.size += 1
+        return filled
 
     def root(self) -> bytes:
         """The tree's root."""

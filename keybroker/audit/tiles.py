@@ -135,6 +135,8 @@ def nodes_from(read: Callable[[Tile], Sequence[bytes]], size: int) -> Nodes:
     Args:
         read: gives the hashes of a tile, as many as its width says.
         size: of the log; decides how wide the last tiles are.
+
+    The nodes raise TileError where a tile has not what it must hold.
     """
     kept: dict[tuple[int, int], Sequence[bytes]] = {}
 
@@ -147,6 +149,8 @@ def nodes_from(read: Callable[[Tile], Sequence[bytes]], size: int) -> Nodes:
         tile_level, above = divmod(level, _HEIGHT)
         first = index << above
         found = hashes(tile_level, first // WIDTH)[first % WIDTH : first % WIDTH + (1 << above)]
+        if len(found) != 1 << above:
+            raise TileError("a tile is shorter than the log's size says")
         return root_of(found)
 
     return node

@@ -12,12 +12,14 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from keybroker.audit import leaf as leaves
+from keybroker.audit.map import map_of
+from keybroker.audit.merkle import Frontier
 from keybroker.authority.convoy import Convoy, ConvoyClosedError
 from keybroker.authority.enforcement import Demands, UnmetError, judge
 from keybroker.authority.generation import Generation
@@ -26,6 +28,7 @@ from keybroker.authority.spending import Effect
 from keybroker.authority.store.faults import StoreBrokenError, StoreConflictError, name_of
 from keybroker.authority.store.sqlite import LeafRow, Pin, SqliteStore, TrailHead
 from keybroker.authority.timekeeper import ClockRow, Moment, Timekeeper
+from keybroker.authority.tree import KeptCheckpoint, LogTree, StagedTree, TreeHead
 from keybroker.clock import to_rfc3339
 from keybroker.errors import AuditUnavailableError, KeyBrokerError
 from keybroker.model.record import Draft, KeyFacts, Outcome, RecordKind, TrailFacts
@@ -105,13 +108,15 @@ class Journal:
         self._size, self._time_us = tail.size, tail.time_us
         self._open_uses = {use for use, _ in store.open_uses()}  # with an intent and no outcome, as the store has them
         self._heads: dict[str, TrailHead] = {}
+        self._tree = LogTree(Frontier.of(tail.size, store.nodes(tail.size)), map_of(store.trail_ends()))
+        self._halted = ""
         self._is_writable = True
         self._refused, self._why = 0, ""  # entries in the outage that goes on now, and how SQLite calls it
         self._owed: list[Entry] = []
         self._retry: asyncio.TimerHandle | None = None
         self._retrying: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
-        self._convoy = Convoy[Entry | None, int]("journal", self._commit, self._rest)
+        self._convoy = Convoy[Entry | KeptCheckpoint | None, int]("journal", self._commit, self._rest)
 
     @property
     def log(self) -> str:
@@ -128,6 +133,30 @@ class Journal:
         """Whether the last commit succeeded."""
         return self._is_writable
 
+    @property
+    def head(self) -> TreeHead | None:
+        """The log right after the last `heads` record that this process wrote."""
+        return self._tree.head
+
+    @property
+    def halted(self) -> str:
+        """Why no use is allowed any more; empty if it is."""
+        return self._halted
+
+    def halt(self, why: str) -> None:
+        """From now on write no intent: the record is not the one that was signed for, and an operator must look."""
+        if not self._halted:
+            _log.critical("nothing is signed any more", reason=why)
+        self._halted = why
+
+    async def keep(self, checkpoint: KeptCheckpoint) -> None:
+        """Keep a signed checkpoint, durably.
+
+        Raises:
+            AuditUnavailableError: it was not kept.
+        """
+        await self._submit(checkpoint)
+
     async def write(self, entry: Entry) -> int:
         """Write one record; its index, once it is durable.
 
@@ -136,6 +165,11 @@ class Journal:
             UnmetError: `entry.demands` do not hold now; nothing was written.
             AuditUnavailableError: nothing was written.
         """
+        if self._halted and entry.draft.kind is RecordKind.INTENT:
+            raise AuditUnavailableError("The record is not the one that was signed for; nothing is signed before an operator has looked.")
+        return await self._submit(entry)
+
+    async def _submit(self, entry: Entry | KeptCheckpoint) -> int:
         try:
             return await self._convoy.submit(entry)
         except ConvoyClosedError as err:
@@ -173,7 +207,7 @@ class Journal:
         await asyncio.gather(*(self.write(Entry(_closing(use, leaf))) for use, leaf in uses))
         return len(uses)
 
-    def _commit(self, waiting: list[Entry | None]) -> list[int | Exception]:
+    def _commit(self, waiting: list[Entry | KeptCheckpoint | None]) -> list[int | Exception]:
         """One trip. None stands for nobody: it only takes along what is owed."""
         wanted = [entry for entry in waiting if entry is not None]
         try:
@@ -183,7 +217,7 @@ class Journal:
             raise
         return [0 if entry is None else next(answers) for entry in waiting]
 
-    def _write_with_owed(self, wanted: list[Entry]) -> list[int | Exception]:
+    def _write_with_owed(self, wanted: list[Entry | KeptCheckpoint]) -> list[int | Exception]:
         owed, outage = list(self._owed), self._outage()
         try:
             results = self._write([*owed, *outage, *wanted])
@@ -194,7 +228,7 @@ class Journal:
         del self._owed[: len(owed)]
         return results[len(owed) + len(outage) :]
 
-    def _write(self, entries: list[Entry]) -> list[int | Exception]:
+    def _write(self, entries: Sequence[Entry | KeptCheckpoint]) -> list[int | Exception]:
         """One commit; for each entry its index, or why it alone was refused.
 
         Raises:
@@ -205,9 +239,9 @@ class Journal:
             return []
         try:
             with self._store.transaction():
-                group = _Group(self._size, self._time_us, self._timekeeper.look())
-                results = [self._stage(group, entry) for entry in entries]
-                self._store.append(group.rows, group.opened.items(), group.closed)
+                group = _Group(self._size, self._time_us, self._timekeeper.look(), self._tree.stage())
+                results = [self._keep(entry) if isinstance(entry, KeptCheckpoint) else self._stage(group, entry) for entry in entries]
+                self._store.append(group.rows, group.opened.items(), group.closed, group.tree.tiles)
                 clock = self._keep_house(group.moment)
         except StoreBrokenError as err:
             self._is_writable = False
@@ -222,12 +256,13 @@ class Journal:
         self._size, self._time_us = group.size, group.time_us
         self._open_uses |= group.opened.keys()
         self._open_uses -= group.closed
+        self._tree.adopt(group.tree)
         self._heads.update(group.heads)
         while len(self._heads) > _MAX_TRAIL_HEADS:
             del self._heads[next(iter(self._heads))]
         return results
 
-    def _write_apart(self, owed: list[Entry], wanted: list[Entry]) -> list[int | Exception]:
+    def _write_apart(self, owed: list[Entry], wanted: list[Entry | KeptCheckpoint]) -> list[int | Exception]:
         """A commit for each entry, so that the one which cannot be written does not take the others with it."""
         for entry in owed:
             try:
@@ -239,14 +274,14 @@ class Journal:
             if self._owed and self._owed[0] is entry:
                 del self._owed[0]
         results: list[int | Exception] = []
-        for entry in wanted:
+        for each in wanted:
             try:
-                results += self._write([entry])
+                results += self._write([each])
             except AuditUnavailableError as err:
                 self._refused += 1
                 results.append(err)
             except Exception as err:  # noqa: BLE001  as above
-                results.append(_contradiction(entry, err))
+                results.append(_contradiction(each, err))
         return results
 
     def _fail(self, why: str) -> None:
@@ -287,11 +322,15 @@ class Journal:
         if why:
             _log.warning("checkpoint failed; commits go on, and it is tried again later", reason=why)
 
+    def _keep(self, checkpoint: KeptCheckpoint) -> int:
+        self._store.keep_checkpoint(checkpoint.size, checkpoint.note)
+        return checkpoint.size
+
     def _stage(self, group: _Group, entry: Entry) -> int | Exception:
         """Give an entry its place and its bytes, with all that becomes durable together with it; or refuse it alone."""
         if entry.generation is not None and entry.generation != self._generation.number:
             return StaleGenerationError()
-        draft = entry.draft
+        draft = group.tree.drafted(entry.draft)
         if draft.kind is RecordKind.OUTCOME and (draft.use not in self._open_uses or draft.use in group.closed):
             return _contradiction(entry, StoreConflictError("the use is not open"))
         time_us = max(group.moment.time_us, group.time_us)  # record time never goes back, whatever the clock does
@@ -325,6 +364,7 @@ class Journal:
         digest = leaves.leaf_hash(leaf)
         index = group.size
         group.add(_row(draft, index, time_us, head, digest, leaf))
+        group.tree.add(digest, draft, head.count + 1 if head else 0)
         if head:
             group.heads[draft.trail] = TrailHead(head.rowid, head.count + 1, digest.hex())
         if judgement is not None:
@@ -379,6 +419,7 @@ class _Group:
     size: int
     time_us: int
     moment: Moment
+    tree: StagedTree
     rows: list[LeafRow] = field(default_factory=list)
     heads: dict[str, TrailHead] = field(default_factory=dict)
     opened: dict[str, int] = field(default_factory=dict)
@@ -405,9 +446,10 @@ def _row(draft: Draft, index: int, time_us: int, head: TrailHead | None, digest:
     )
 
 
-def _contradiction(entry: Entry, err: Exception) -> AuditUnavailableError:
+def _contradiction(entry: Entry | KeptCheckpoint, err: Exception) -> AuditUnavailableError:
     rule = str(err) if isinstance(err, StoreConflictError) else type(err).__name__
-    _log.error("an entry cannot be written and was refused", kind=entry.draft.kind.value, use=entry.draft.use, rule=rule)
+    kind, use = (entry.draft.kind.value, entry.draft.use) if isinstance(entry, Entry) else ("checkpoint", "")
+    _log.error("an entry cannot be written and was refused", kind=kind, use=use, rule=rule)
     refusal = AuditUnavailableError("This contradicts what is on record, so it was not written.")
     refusal.__cause__ = err
     return refusal

@@ -18,6 +18,7 @@ from keybroker.authority import policy_start
 from keybroker.authority.acts import Acts
 from keybroker.authority.approvals import ApprovalJudge
 from keybroker.authority.breakers import Breakers
+from keybroker.authority.checkpoints import Checkpoints, log_key, require_signed
 from keybroker.authority.clock_watch import ClockWatch
 from keybroker.authority.denials import Denials
 from keybroker.authority.desk import Desk
@@ -90,16 +91,21 @@ def sandbox(config: AuthorityConfig, telemetry: TelemetryConfig) -> Sandbox:
     """What this room may touch: its state, its sockets, and what it was told to trust. No PIN, no network but where it was told to ask."""
     rules = loading.touches(config)
     shadow = (config.shadow.grants, *around(config.shadow.module)) if config.shadow else ()
-    reads = (*python_paths(), *around(*config.bundles.values(), config.deny_list, BUILT_IN), *rules.reads, *shadow)
+    log = config.checkpoints
+    anchor = (log.anchor.parent,) if log and log.anchor else ()
+    reads = (
+        *python_paths(),
+        *around(*config.bundles.values(), config.deny_list, BUILT_IN, log.key if log else None),
+        *rules.reads,
+        *shadow,
+    )
     sockets = (config.socket.parent, *((config.notices.socket.parent,) if config.notices else ()))
     connects = (*export_port(telemetry), *rules.ports)
-    return Sandbox(reads=reads, writes=(config.state, *sockets, *own_temporary()), connects=connects)
+    return Sandbox(reads=reads, writes=(config.state, *anchor, *sockets, *own_temporary()), connects=connects)
 
 
 async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  # noqa: PLR0915  the one place where parts meet
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = _stop_signal()
     clock = SystemClock()
     generation = Generation()
     bundles = TrustBundles.load(config.bundles)
@@ -108,6 +114,8 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  
     rules = await policy_start.start(config, store, clock)
     policy = rules.live
     pins = store.pins()
+    log = log_key(config.checkpoints.key, config.log) if config.checkpoints else None
+    last_checkpoint = require_signed(config.checkpoints, log, store) if config.checkpoints and log else b""
     timekeeper = Timekeeper(clock, store.clock(), store.tail().time_us, config.max_clock_gap_s)
     freezes = Freezes(store.freezes())
     glass = Glass(store.glass(), timekeeper)
@@ -118,7 +126,11 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  
     shadow = Shadow(config.shadow, config.policy.module, journal, security, metrics)
     tracer = Tracer("authority", telemetry)
     keyring = Keyring(config, pins, journal, clock)
-    tokens = TokenPool.of(config.tokens, keyring.to_open(), keyring.judge, security.note)
+    checkpoints = None
+    if config.checkpoints and log:
+        checkpoints = Checkpoints(config=config.checkpoints, key=log, journal=journal, reader=Reader(config.state), last=last_checkpoint)
+    signs_log = (config.checkpoints.token, checkpoints.judge) if config.checkpoints and checkpoints else None
+    tokens = TokenPool.of(config.tokens, keyring.to_open(), keyring.judge, security.note, signs_log)
     validator = SvidValidator(bundles, deny_list, clock, config.allow_nonconforming_svids)
     selfcheck = SelfCheck()
     idempotency = Reader(config.state)
@@ -186,7 +198,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  
         breakers=breakers,
         security=security,
         metrics=metrics,
-        health=lambda: _health(journal, tokens, keyring, timekeeper, policy),
+        health=lambda: _health(journal, tokens, keyring, timekeeper, policy, checkpoints),
         metrics_text=lambda: metrics.text(
             tokens.sessions(), journal.size, quorum.waiting(), is_writable=journal.is_writable, is_clock_trusted=not timekeeper.distrusted
         ),
@@ -200,6 +212,8 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  
     _log.info("started", records=journal.size, closed_unknown=closed, policy=policy.engine.digest)
     tokens.start()
     background = [asyncio.ensure_future(each.run()) for each in (security, denials, watch, clock_watch, reads, shadow)]
+    if checkpoints:
+        background.append(asyncio.ensure_future(checkpoints.run(tokens)))
     listener = Listener[Call, Answer](config.socket, uid_of(config.frontend_user), Call, MAX_CALL_BYTES, desk.on_call, desk.on_end)
     collect_seldom()
     async with listener.serving(), _telling(config, tokens, clock):
@@ -215,6 +229,8 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  
     await shadow.stop()
     await policy.close()
     await tokens.stop()
+    if checkpoints:
+        checkpoints.close()
     selfcheck.close()
     reads.close()
     idempotency.close()
@@ -294,6 +310,14 @@ def _policy_changes(
     )
 
 
+def _stop_signal() -> asyncio.Event:
+    """Set when this room is to end."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
 def _start(config: AuthorityConfig, policy: str) -> Draft:
     """What this broker is made of, so that an auditor can tell which code and which rules made the records that follow."""
     return Draft(
@@ -307,16 +331,20 @@ def _start(config: AuthorityConfig, policy: str) -> Draft:
     )
 
 
-def _health(journal: Journal, tokens: TokenPool, keyring: Keyring, timekeeper: Timekeeper, policy: LivePolicy) -> HealthReply:
+def _health(
+    journal: Journal, tokens: TokenPool, keyring: Keyring, timekeeper: Timekeeper, policy: LivePolicy, checkpoints: Checkpoints | None
+) -> HealthReply:
     sessions = tokens.sessions()
     parts = {f"token {token}": f"{serving} of {configured} sessions in service" for token, (serving, configured) in sessions.items()}
     for token, trouble in tokens.troubles().items():
         parts[f"token {token}"] += f"; {trouble}"
     parts |= {f"key {ref}": f"refused: {rule}" for ref, rule in keyring.refusals().items()}
-    parts["record"] = "writable" if journal.is_writable else "cannot be written"
+    parts["record"] = journal.halted or ("writable" if journal.is_writable else "cannot be written")
+    if checkpoints:
+        parts["log"] = checkpoints.trouble or f"signed up to {checkpoints.size} of {journal.size}"
     parts["clock"] = f"distrusted: {timekeeper.distrusted.partition(' ')[2]}" if timekeeper.distrusted else "trusted"
     parts["policy"] = f"cannot decide: {policy.outage}" if policy.outage else "decides"
-    is_ready = journal.is_writable and any(serving for serving, _ in sessions.values()) and not policy.outage
+    is_ready = journal.is_writable and not journal.halted and any(serving for serving, _ in sessions.values()) and not policy.outage
     return HealthReply(is_ready, parts)
 
 

@@ -25,13 +25,18 @@ from keybroker.model.task import (
     Alive,
     AnyProduct,
     AnyWork,
+    CheckpointRefused,
+    CheckpointSigned,
     KeyOpened,
     KeyRefused,
+    LogOpened,
     NeedsOperator,
     OpenKey,
+    OpenLog,
     Probe,
     RawSignature,
     Result,
+    SignCheckpoint,
     SignNotice,
     SignTask,
     Task,
@@ -58,6 +63,10 @@ Judge = Callable[[str, str, KeyOpened | KeyRefused], Awaitable[bool]]
 
 Note = Callable[[str, str], None]
 """Told of a security event: its stable name, and which one."""
+
+
+LogJudge = Callable[[LogOpened | KeyRefused], Awaitable[bool]]
+"""Told what a worker says of the log that it signs for; says whether it may be asked for checkpoints."""
 
 
 class SigningFailedError(Exception):
@@ -113,7 +122,17 @@ class Tokens(Protocol):
 class Worker:
     """One hsm worker as the authority sees it: a link, and which keys it may be asked to use."""
 
-    def __init__(self, name: str, token: str, link: TokenLink, index: int, keys: tuple[OpenKey, ...], judge: Judge, note: Note) -> None:
+    def __init__(
+        self,
+        name: str,
+        token: str,
+        link: TokenLink,
+        index: int,
+        keys: tuple[OpenKey, ...],
+        judge: Judge,
+        note: Note,
+        judge_log: LogJudge | None = None,
+    ) -> None:
         self.name = name
         self.facts = TokenFacts("", "")
         self._trouble = "not connected"
@@ -121,6 +140,8 @@ class Worker:
         self._keys = keys
         self._judge = judge
         self._note = note
+        self._judge_log = judge_log
+        self._signs_log = False
         self._watchdog_s = 0.0
         self._usable: frozenset[str] = frozenset()
         self._distrusted_until = 0.0
@@ -159,6 +180,11 @@ class Worker:
     def can_use(self, ref: str) -> bool:
         """Whether this worker has the key open and is in service."""
         return ref in self._usable and self.is_in_service
+
+    @property
+    def signs_log(self) -> bool:
+        """Whether this worker may be asked for checkpoints now."""
+        return self._signs_log and self.is_in_service
 
     def start(self) -> None:
         """Connect in the background."""
@@ -213,6 +239,20 @@ class Worker:
         """
         return await self._ask(task, deadline_s)
 
+    async def sign_checkpoint(self, task: SignCheckpoint, deadline_s: float) -> CheckpointSigned | CheckpointRefused:
+        """Ask for a checkpoint.
+
+        Raises:
+            HsmUnavailableError: there is none, and another may be asked for.
+        """
+        try:
+            product = await self._ask(task, deadline_s)
+        except (RoomUnavailableError, TimeoutError) as err:
+            raise HsmUnavailableError("The worker that signs the log does not answer.", retry_after=1) from err
+        if not isinstance(product, CheckpointSigned | CheckpointRefused):
+            raise HsmUnavailableError("The token did not sign the log.", retry_after=1)
+        return product
+
     async def _ask(self, work: AnyWork, deadline_s: float) -> AnyProduct:
         """The answer to one task.
 
@@ -263,6 +303,7 @@ class Worker:
 
     def _leave_service(self, why: str) -> None:
         self._usable = frozenset()
+        self._signs_log = False
         self.facts = TokenFacts("", "")
         self._trouble = why
 
@@ -282,6 +323,7 @@ class Worker:
             match await self._ask(Probe(), _OPEN_SECONDS):
                 case Alive(serial, label, _, deadline_ms):
                     self._watchdog_s = deadline_ms / 1000
+                    await self._open_log()
                     await self._open_keys(TokenFacts(serial, label))
                 case NeedsOperator(reason):
                     self._trouble = f"needs an operator: {reason}"  # the room puts a worker in its place when one has looked
@@ -294,6 +336,15 @@ class Worker:
             await asyncio.sleep(_RETRY_SECONDS)
             self._is_broken_off = True
             self._link.break_off()
+
+    async def _open_log(self) -> None:
+        """Before any key: what this worker has signed of the log may show that the record is not what it was."""
+        if self._judge_log is None:
+            return
+        found = await self._ask(OpenLog(), _OPEN_SECONDS)
+        if not isinstance(found, LogOpened | KeyRefused):
+            raise RoomUnavailableError("the worker does not say which log it signs for")
+        self._signs_log = await self._judge_log(found)
 
     async def _open_keys(self, facts: TokenFacts) -> None:
         """Into service with the keys that can be used; where the token failed, look again until it lets us."""
@@ -332,7 +383,14 @@ class TokenPool:
         self._deadlines_s = deadlines_s
 
     @classmethod
-    def of(cls, links: dict[str, TokenLink], keys: dict[str, tuple[OpenKey, ...]], judge: Judge, note: Note) -> TokenPool:
+    def of(
+        cls,
+        links: dict[str, TokenLink],
+        keys: dict[str, tuple[OpenKey, ...]],
+        judge: Judge,
+        note: Note,
+        log: tuple[str, LogJudge] | None = None,
+    ) -> TokenPool:
         """One worker per configured socket.
 
         Args:
@@ -340,11 +398,22 @@ class TokenPool:
             keys: by token name, what to open there.
             judge: asked about each key that a worker has found or refused.
             note: told of a token that needs an operator.
+            log: the token that holds the log's key, and who is asked about what its workers say of the log.
         """
         return cls(
             {
                 token: tuple(
-                    Worker(f"{token}-{index}", token, link, index, keys.get(token, ()), judge, note) for index in range(len(link.sockets))
+                    Worker(
+                        f"{token}-{index}",
+                        token,
+                        link,
+                        index,
+                        keys.get(token, ()),
+                        judge,
+                        note,
+                        log[1] if log and log[0] == token else None,
+                    )
+                    for index in range(len(link.sockets))
                 )
                 for token, link in links.items()
             },
@@ -427,6 +496,17 @@ class TokenPool:
             return await min(able, key=lambda each: each.load).sign_notice(task, self._deadlines_s[token])
         except RoomUnavailableError as err:
             raise HsmUnavailableError("The session has gone.", retry_after=1) from err
+
+    async def sign_checkpoint(self, token: str, task: SignCheckpoint) -> CheckpointSigned | CheckpointRefused:
+        """Have a worker sign a checkpoint of the log; always the same one, as long as it is there.
+
+        Raises:
+            HsmUnavailableError: none is in service, or it does not answer.
+        """
+        worker = next((each for each in self._workers[token] if each.signs_log), None)
+        if worker is None:
+            raise HsmUnavailableError("No session of the log's token is in service.", retry_after=1)
+        return await worker.sign_checkpoint(task, self._deadlines_s[token])
 
     def distrust(self, worker: str) -> None:
         """Take a worker out of service for a while."""

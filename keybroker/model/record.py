@@ -24,6 +24,7 @@ class RecordKind(enum.Enum):
     SECURITY = "security"
     ADMIN = "admin"
     FREEZE = "freeze"
+    HEADS = "heads"
 
 
 class Outcome(enum.Enum):

@@ -15,14 +15,17 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from keybroker.audit.merkle import Nodes
+from keybroker.audit.tiles import Tile, nodes_from
 from keybroker.authority.operations import End
-from keybroker.authority.store import opening
+from keybroker.authority.store import opening, tree
 from keybroker.authority.store.catalog import BLOCK, Catalog, Wanted
 from keybroker.authority.store.facts import entry_of
 from keybroker.authority.store.faults import name_of, unavailable
 from keybroker.authority.store.operation_tables import OperationRow, made_of
 from keybroker.authority.store.sqlite import IdempotentUse
 from keybroker.authority.store.units import UnitTable
+from keybroker.errors import AuditUnavailableError
 from keybroker.telemetry import logger
 
 Looked = TypeVar("Looked")
@@ -194,6 +197,26 @@ class Reader:
         """The whole log. For checks of small logs."""
         return [row[0] for row in self._rows("SELECT leaf FROM record ORDER BY idx")]
 
+    def leaves_between(self, start: int, end: int) -> list[bytes]:
+        """The leaves at these positions, from `start` up to but not with `end`. Few of them: it is one transaction."""
+        return [row[0] for row in self._rows("SELECT leaf FROM record WHERE idx >= ? AND idx < ? ORDER BY idx", (start, end))]
+
+    def hashes(self, tile: Tile) -> list[bytes]:
+        """The hashes of a tile; fewer than it is wide where the log is shorter."""
+        try:
+            return tree.hashes(self._db, tile)
+        except sqlite3.Error as err:
+            raise _unreadable(err) from err
+
+    def nodes(self, size: int) -> Nodes:
+        """The nodes of the tree at a size. They too may raise AuditUnavailableError."""
+        return nodes_from(self.hashes, size)
+
+    def checkpoint(self, at_most: int) -> tuple[int, bytes]:
+        """The checkpoint with the largest size up to this one, and its size; 0 and nothing if there is none."""
+        row = self._first("SELECT size, note FROM checkpoint WHERE size <= ? ORDER BY size DESC LIMIT 1", (at_most,))
+        return (row[0], row[1]) if row else (0, b"")
+
     def idempotent_use(self, scope: bytes) -> IdempotentUse | None:
         """What an idempotency key stands for, or None."""
         row = self._first("SELECT body_sha256, use, made_us, answer FROM idempotency WHERE scope = ?", (scope,))
@@ -261,8 +284,12 @@ class Reader:
         try:
             yield from self._db.execute(statement, values)
         except sqlite3.Error as err:
-            _log.exception("the record cannot be read", reason=name_of(err))
-            raise unavailable(err, "The record cannot be read now.") from err
+            raise _unreadable(err) from err
+
+
+def _unreadable(err: sqlite3.Error) -> AuditUnavailableError:
+    _log.error("the record cannot be read", reason=name_of(err), exc_info=err)
+    return unavailable(err, "The record cannot be read now.")
 
 
 def _statement(wanted: RecordFilter) -> tuple[str, list[str]]:

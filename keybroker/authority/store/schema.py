@@ -101,7 +101,19 @@ CREATE TABLE glass (
     until_us  INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 """
-STEPS = (_RECORD, _LIMITS, operation_tables.TABLES, _FREEZES, _POLICIES, _GLASS)
+_TREE = """
+CREATE TABLE tile_hash (
+    level INTEGER NOT NULL,           -- from 1; the leaf hashes, level 0, are in the records
+    idx   INTEGER NOT NULL,
+    hash  BLOB NOT NULL,              -- root of a full tile of the level below
+    PRIMARY KEY (level, idx)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE checkpoint (
+    size INTEGER PRIMARY KEY,
+    note BLOB NOT NULL                -- signed
+) STRICT;
+"""
+STEPS = (_RECORD, _LIMITS, operation_tables.TABLES, _FREEZES, _POLICIES, _GLASS, _TREE)
 
 
 def require_known(db: sqlite3.Connection, path: Path) -> None:

@@ -15,7 +15,9 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from keybroker.authority.store import freezes, glass, opening, policies
+from keybroker.audit.map import TrailEnd
+from keybroker.audit.merkle import Nodes
+from keybroker.authority.store import freezes, glass, opening, policies, tree
 from keybroker.authority.store.faults import StoreBrokenError, StoreConflictError, is_fatal, name_of, unavailable
 from keybroker.authority.store.operation_tables import OperationTables
 from keybroker.authority.store.policies import PolicyVersion
@@ -44,6 +46,13 @@ _ADD_RECORDS = _statements(
 )
 _OPEN_USES = _statements("INSERT INTO open_use VALUES ", "(?,?)")
 _CLOSE_USES = _statements("DELETE FROM open_use WHERE use IN (", "?", ")")
+
+_TILE_ROW = "INSERT INTO tile_hash (level, idx, hash) VALUES (?,?,?)"
+_ROOTS_PER_COMMIT = 2_000
+_TRAIL_ENDS = """
+SELECT spiffe_id, trail_index, hash FROM trail JOIN record ON record.trail = trail.id
+WHERE trail_index = (SELECT max(trail_index) FROM record WHERE record.trail = trail.id)
+"""
 
 
 class LeafRow(NamedTuple):
@@ -120,10 +129,12 @@ class SqliteStore:
         """
         lock = opening.lock(state)
         try:
-            return cls(opening.writer(state), lock)
+            store = cls(opening.writer(state), lock)
+            store.grow_tree()
         except BaseException:
             os.close(lock)
             raise
+        return store
 
     def close(self) -> None:
         """Close the database and let another broker have it."""
@@ -220,14 +231,47 @@ class SqliteStore:
         ).fetchone()
         return TrailHead(row[0], last[0] + 1, last[1].hex()) if last else TrailHead(row[0], 0, "")
 
-    def append(self, rows: list[LeafRow], opened: Iterable[tuple[str, int]] = (), closed: Iterable[str] = ()) -> None:
+    def grow_tree(self) -> None:
+        """Make the roots of tiles that are not there: of a log that was written before there was a tree."""
+        size = self.tail().size
+        while roots := tree.missing(self._db, size, _ROOTS_PER_COMMIT):
+            with self.transaction():
+                self._db.executemany(_TILE_ROW, roots)
+
+    def nodes(self, size: int) -> Nodes:
+        """The nodes of the tree at a size."""
+        return tree.nodes(self._db, size)
+
+    def trail_ends(self) -> dict[str, TrailEnd]:
+        """Where every trail ends."""
+        return {row[0]: TrailEnd(row[1] + 1, row[2]) for row in self._db.execute(_TRAIL_ENDS)}
+
+    def keep_checkpoint(self, size: int, note: bytes) -> None:
+        """Keep a checkpoint of this size."""
+        self._db.execute("INSERT OR REPLACE INTO checkpoint VALUES (?, ?)", (size, note))
+
+    def last_checkpoint(self) -> bytes:
+        """The checkpoint with the largest size; empty if there is none."""
+        row = self._db.execute("SELECT note FROM checkpoint ORDER BY size DESC LIMIT 1").fetchone()
+        return row[0] if row else b""
+
+    def append(
+        self,
+        rows: list[LeafRow],
+        opened: Iterable[tuple[str, int]] = (),
+        closed: Iterable[str] = (),
+        tiles: Sequence[tuple[int, int, bytes]] = (),
+    ) -> None:
         """Add records to the log.
 
         Args:
             opened: uses whose intents are among them, each with the index of its intent.
             closed: uses whose outcomes are.
+            tiles: roots of the tiles of the tree that they fill: level, index, hash.
         """
         self._staged += len(rows)
+        if tiles:
+            self._db.executemany(_TILE_ROW, tiles)
         self._execute(_ADD_RECORDS, rows)
         self._execute(_OPEN_USES, list(opened))
         self._execute(_CLOSE_USES, [(use,) for use in closed])
