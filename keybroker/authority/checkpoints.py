@@ -258,7 +258,7 @@ class Checkpoints:
             self._journal.halt(str(err))
             return False
         if head is not None and head.size > self._head.size:
-            self._pending = None  # it would be smaller, or have another last leaf
+            self._pending = self._shown = None  # the one would be smaller, or have another last leaf; the other is of an older checkpoint
             await self._keep(note, head.size)
         return True
 

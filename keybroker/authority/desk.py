@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Protocol, assert_never
 
 from keybroker.authority.breakers import Breakers
+from keybroker.authority.log_reads import LogReads
 from keybroker.authority.metrics import AuthorityMetrics
 from keybroker.authority.operation_desk import OperationDesk
 from keybroker.authority.policy_changes import PolicyChanges
@@ -32,6 +33,7 @@ from keybroker.model.call import (
     Call,
     CloseGlass,
     Explain,
+    ExportLog,
     HandshakesFailed,
     Health,
     HealthReply,
@@ -45,12 +47,16 @@ from keybroker.model.call import (
     Noted,
     Problem,
     ProposePolicy,
+    ProveConsistency,
+    ProveInclusion,
     QueryRecords,
     Redeem,
+    ShowCheckpoint,
     ShowKey,
     ShowOperation,
     ShowPolicy,
     ShowRecord,
+    ShowTile,
     Sign,
     SignBatch,
     Whoami,
@@ -86,6 +92,7 @@ class Desk:
         responders: Responders,
         changes: PolicyChanges | None,
         breakers: Breakers,
+        log: LogReads,
         security: SecurityEvents,
         metrics: AuthorityMetrics,
         health: Callable[[], HealthReply],
@@ -99,6 +106,7 @@ class Desk:
         self._responders = responders
         self._changes = changes
         self._breakers = breakers
+        self._log = log
         self._security = security
         self._metrics = metrics
         self._health = health
@@ -188,6 +196,8 @@ class Desk:
                 return await self._operations.show(asker, call.ask)
             case Approve():
                 return await self._operations.approve(asker, call.ask)
+            case ShowCheckpoint() | ProveInclusion() | ProveConsistency() | ShowTile() | ExportLog():
+                return await self._log.answer(asker, call.ask)
             case _:
                 assert_never(call.ask)
 

@@ -183,6 +183,18 @@ class Reads:
         await self._record_read(asker, _audit_input(asker, trail), decision, what=f"record {ask.index}")
         return RecordsReply((leaf,), "")
 
+    async def allowed(self, asker: Asker, workload: str) -> tuple[str, Decision]:
+        """Which trail the caller may read, empty for the whole record: what was asked for, or else its own; and the decision.
+
+        Raises:
+            DeniedError: it may not; on record.
+        """
+        return await self._allowed_trail(asker, workload)
+
+    async def note(self, asker: Asker, trail: str, decision: Decision, what: str) -> None:
+        """It is read: on record before anything is shown."""
+        await self._record_read(asker, _audit_input(asker, trail), decision, what=what)
+
     async def _allowed_trail(self, asker: Asker, workload: str) -> tuple[str, Decision]:
         """The trail that may be read, empty for the whole record: what was asked for, or else the caller's own."""
         decision = await self._may_read_trail(asker, workload)

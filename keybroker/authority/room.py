@@ -28,6 +28,7 @@ from keybroker.authority.glass import Glass
 from keybroker.authority.hours import zones_digest
 from keybroker.authority.journal import Entry, Journal
 from keybroker.authority.keyring import Keyring
+from keybroker.authority.log_reads import LogReads
 from keybroker.authority.metrics import AuthorityMetrics
 from keybroker.authority.notices import NoticeDesk
 from keybroker.authority.operation_desk import OperationDesk
@@ -187,6 +188,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  
         timekeeper=timekeeper,
         max_s=config.break_glass_max_s,
     )
+    log_reads = LogReads(reads, checkpoints, Reader(config.state))
     desk = Desk(
         validator=validator,
         networks=policy,
@@ -196,6 +198,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  
         responders=responders,
         changes=changes,
         breakers=breakers,
+        log=log_reads,
         security=security,
         metrics=metrics,
         health=lambda: _health(journal, tokens, keyring, timekeeper, policy, checkpoints),
@@ -231,6 +234,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  
     await tokens.stop()
     if checkpoints:
         checkpoints.close()
+    log_reads.close()
     selfcheck.close()
     reads.close()
     idempotency.close()

@@ -362,6 +362,26 @@ def record(index: int) -> Ask[Record]:
     return _get(f"/v1/audit/records/{int(index)}", _record)
 
 
+def checkpoint() -> Ask[bytes]:
+    """The newest signed checkpoint of the log: a note (C2SP tlog-checkpoint)."""
+    return _get("/v1/audit/checkpoint", bytes)
+
+
+def inclusion_proof(index: int) -> Ask[bytes]:
+    """That a record is in the log: a proof file (C2SP tlog-proof), without the record."""
+    return _get("/v1/audit/proof/inclusion", bytes, index=str(int(index)))
+
+
+def export(start: int = 0, workload: str = "") -> Ask[bytes]:
+    """Part of an export: lines. If the last one is `{"next": N}`, there is more from N on. That it was read is on record too.
+
+    Args:
+        start: where to begin; 0, or N of the part before.
+        workload: whose trail; everything that we may read if empty.
+    """
+    return _get("/v1/audit/export", bytes, start=str(int(start)), **({"workload": workload} if workload else {}))
+
+
 class _Keys(msgspec.Struct, frozen=True):
     keys: tuple[Key, ...]
 

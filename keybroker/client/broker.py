@@ -106,6 +106,9 @@ class Client:
     propose_policy = _blocking(asks.propose_policy)
     records = _blocking(asks.records)
     record = _blocking(asks.record)
+    checkpoint = _blocking(asks.checkpoint)
+    inclusion_proof = _blocking(asks.inclusion_proof)
+    export = _blocking(asks.export)
 
     def iter_records(self, **filters: Unpack[RecordFilters]) -> Iterator[Record]:
         """All records that match, oldest first, page by page. Filters as for `records`."""
@@ -202,6 +205,9 @@ class AsyncClient:
     propose_policy = _awaited(asks.propose_policy)
     records = _awaited(asks.records)
     record = _awaited(asks.record)
+    checkpoint = _awaited(asks.checkpoint)
+    inclusion_proof = _awaited(asks.inclusion_proof)
+    export = _awaited(asks.export)
 
     async def iter_records(self, **filters: Unpack[RecordFilters]) -> AsyncIterator[Record]:
         """All records that match, oldest first, page by page. Filters as for `records`."""

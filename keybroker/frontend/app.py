@@ -27,6 +27,7 @@ from keybroker.frontend.breaking import Breaking
 from keybroker.frontend.changing import Changing
 from keybroker.frontend.exchange import SCOPE_KEY, Exchange, HttpAnswer, HttpRequest
 from keybroker.frontend.freezing import Freezing
+from keybroker.frontend.log_routes import LogRoutes
 from keybroker.frontend.metrics import FrontendMetrics
 from keybroker.frontend.problems import ProblemError
 from keybroker.frontend.reading import Reading, refuse_parameters
@@ -114,6 +115,7 @@ class _FastApiRoutes:
             Freezing(authority).router(),
             Changing(authority).router(),
             Breaking(authority).router(),
+            LogRoutes(authority).router(),
         )
         for router in routers:
             app.include_router(router)

@@ -96,6 +96,13 @@ _POSTS = (
 )
 _TEXT = {"type": "string"}
 _OBJECT = {"type": "object"}
+_NUMBER = {"type": "integer"}
+_LOG_MEDIA = {
+    "Checkpoint": "text/plain",
+    "InclusionProof": "text/plain",
+    "Tile": "application/octet-stream",
+    "Export": "application/x-ndjson",
+}
 _BASE64 = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$"
 
 
@@ -150,7 +157,7 @@ def _described(post: _Post) -> dict[str, Any]:
 
 
 def _answer(shape: str, description: str = "Done.") -> dict[str, Any]:
-    content: dict[str, Any] = {_JSON: {"schema": _reference(shape)}}
+    content: dict[str, Any] = {_LOG_MEDIA.get(shape, _JSON): {"schema": _TEXT if shape in _LOG_MEDIA else _reference(shape)}}
     if shape == "PublicKey":
         content = {
             "application/x-pem-file": {"schema": _TEXT},
@@ -193,6 +200,7 @@ def _schemas() -> dict[str, Any]:
         **schemas,
         "Batch": _object(items={"type": "array", "items": _reference("SignBody"), "minItems": 1, "maxItems": MAX_BATCH_ITEMS}),
         "BatchResults": _object(results={"type": "array", "items": one_or_the_other}),
+        "ConsistencyProof": _object(old=_NUMBER, size=_NUMBER, proof={"type": "array", "items": _TEXT}),
         "Jwk": _OBJECT,
         "JwkSet": _object(keys={"type": "array", "items": _reference("Jwk")}),
         "Record": _OBJECT,

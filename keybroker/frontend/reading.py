@@ -36,7 +36,7 @@ from keybroker.model.call import Whoami as AskWhoami
 from keybroker.model.record import Outcome, RecordKind
 
 MAX_PAGE = 1_000
-_MAX_INDEX = 2**53 - 1
+MAX_INDEX = 2**53 - 1
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,15}")
 
 
@@ -99,7 +99,7 @@ class PublicParameters(Parameters):
     """How to write a public key, and of which version; the one that signs, if absent."""
 
     format: Literal["pem", "jwk", "openssh"] = "pem"
-    version: Number | None = Field(default=None, ge=1, le=_MAX_INDEX)
+    version: Number | None = Field(default=None, ge=1, le=MAX_INDEX)
 
 
 class RecordParameters(Parameters):
@@ -107,7 +107,7 @@ class RecordParameters(Parameters):
 
     workload: str = Field(default="", max_length=2_048, description="SPIFFE ID: the trail to read; or a pattern as in grants")
     key: str = Field(default="", max_length=64)
-    key_version: Number = Field(default=0, ge=0, le=_MAX_INDEX, description="with `key`; 0 for any")
+    key_version: Number = Field(default=0, ge=0, le=MAX_INDEX, description="with `key`; 0 for any")
     algorithm: str = Field(default="", max_length=16)
     grant: str = Field(default="", max_length=64, description="id of a grant that allowed it")
     svid: str = Field(default="", max_length=40, pattern="^[0-9a-fA-F]*$", description="serial number of the caller's certificate, hex")
@@ -203,7 +203,7 @@ class Reading:
 
     async def record(self, request: Request, index: Number) -> Response:
         """One record by its index in the log: the bytes that are hashed."""
-        if not 0 <= index <= _MAX_INDEX:
+        if not 0 <= index <= MAX_INDEX:
             raise NotFoundError("")
         reply = await self._authority.ask(Exchange.of(request), ShowRecord(index), RecordsReply)
         return _json(msgspec.Raw(reply.records[0]))

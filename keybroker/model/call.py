@@ -190,6 +190,36 @@ class ShowRecord(Ask, frozen=True):
     index: int
 
 
+class ShowCheckpoint(Ask, frozen=True):
+    """The newest signed checkpoint of the log."""
+
+
+class ProveInclusion(Ask, frozen=True):
+    """That a record is under the newest checkpoint: a proof file."""
+
+    index: int
+
+
+class ProveConsistency(Ask, frozen=True):
+    """That the log under the newest checkpoint, or at `size` if that is not 0, begins with its first `old` records."""
+
+    old: int
+    size: int = 0
+
+
+class ShowTile(Ask, frozen=True):
+    """A tile, or a bundle of records, by its path after `tile/` (C2SP tlog-tiles)."""
+
+    path: str
+
+
+class ExportLog(Ask, frozen=True):
+    """Part of an export: of the log from a record on, or of one workload's trail from its record of that number on."""
+
+    start: int = 0
+    workload: str = ""
+
+
 class Health(Ask, frozen=True):
     """Can this broker sign? Asked for `/readyz`, on behalf of nobody."""
 
@@ -229,6 +259,11 @@ AnyAsk = (
     | Health
     | Metrics
     | HandshakesFailed
+    | ShowCheckpoint
+    | ProveInclusion
+    | ProveConsistency
+    | ShowTile
+    | ExportLog
 )
 
 
@@ -509,6 +544,13 @@ class GlassesReply(Reply, frozen=True):
     glasses: tuple[GlassView, ...]
 
 
+class LogReply(Reply, frozen=True):
+    """Bytes for whoever verifies, and what they are (a media type)."""
+
+    content: bytes
+    media_type: str
+
+
 class HealthReply(Reply, frozen=True):
     """`ready` says whether this broker can sign now; `parts` says what each part thinks of itself, in words."""
 
@@ -544,6 +586,7 @@ AnyReply = (
     | GlassReply
     | GlassesReply
     | RecordsReply
+    | LogReply
     | HealthReply
     | MetricsReply
     | Noted

@@ -217,6 +217,19 @@ class Reader:
         row = self._first("SELECT size, note FROM checkpoint WHERE size <= ? ORDER BY size DESC LIMIT 1", (at_most,))
         return (row[0], row[1]) if row else (0, b"")
 
+    def checkpoints(self, after: int, until: int) -> list[tuple[int, bytes]]:
+        """The checkpoints of sizes above `after` and up to `until`: size and note."""
+        rows = self._rows("SELECT size, note FROM checkpoint WHERE size > ? AND size <= ? ORDER BY size", (after, until))
+        return [(row[0], row[1]) for row in rows]
+
+    def trail_leaves(self, trail: str, start: int, size: int, limit: int) -> list[bytes]:
+        """Leaves of one trail, from its record of number `start` on, as far as they are among the first `size` of the log."""
+        statement = (
+            "SELECT leaf FROM record WHERE trail = (SELECT id FROM trail WHERE spiffe_id = ?)"
+            " AND trail_index >= ? AND trail_index < ? AND idx < ? ORDER BY trail_index"
+        )
+        return [row[0] for row in self._rows(statement, (trail, start, start + limit, size))]
+
     def idempotent_use(self, scope: bytes) -> IdempotentUse | None:
         """What an idempotency key stands for, or None."""
         row = self._first("SELECT body_sha256, use, made_us, answer FROM idempotency WHERE scope = ?", (scope,))
