@@ -211,6 +211,7 @@ class AuthorityConfig(Section, frozen=True, kw_only=True):
         checkpoints: how the log is signed; without it, it is not.
         shadow: a candidate that decides beside the live policy; none if absent.
         notices: how approvers are told; without it, they have to look.
+        scrub_hours: in so many hours every record is read once and compared with its hash and the tree.
         allow_nonconforming_svids: rules of X.509-SVID sections 4.3 and 4.4 that issuers break and this broker lets pass.
         max_clock_gap_s: how long the broker may have been away over a boot of the host before its clock has to be acknowledged.
     """
@@ -229,6 +230,7 @@ class AuthorityConfig(Section, frozen=True, kw_only=True):
     keys: dict[str, KeyConfig]
     checkpoints: CheckpointsConfig | None = None
     notices: NoticesConfig | None = None
+    scrub_hours: int = 24
     allow_nonconforming_svids: tuple[str, ...] = ()
     max_clock_gap_s: int = 86_400
     shadow: ShadowConfig | None = None
@@ -432,6 +434,7 @@ def _check_authority(document: YamlDocument, authority: AuthorityConfig) -> None
     _require(document, (*top, "break_glass_max_s"), f"between 1 and {MAX_SECONDS}", holds=1 <= authority.break_glass_max_s <= MAX_SECONDS)
     _require(document, (*top, "bundles"), "name at least one trust domain", holds=bool(authority.bundles))
     _require(document, (*top, "log"), "a name such as example.org/broker-1", holds=bool(_LOG_ORIGIN.fullmatch(authority.log)))
+    _require(document, (*top, "scrub_hours"), "between 1 and 8760", holds=1 <= authority.scrub_hours <= 8_760)
     if authority.checkpoints:
         _check_checkpoints(document, (*top, "checkpoints"), authority, authority.checkpoints)
     _require(document, (*top, "max_clock_gap_s"), "between 1 and 31622400", holds=1 <= authority.max_clock_gap_s <= 31_622_400)

@@ -20,6 +20,7 @@ SECURITY_EVENTS = (
     "policy-replayed",
     "policy-stale-base",
     "policy-widening",
+    "record-damaged",
     "record-not-writable",
     "self-check-failed",
     "shadow-refused",

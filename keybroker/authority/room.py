@@ -39,6 +39,7 @@ from keybroker.authority.policy_changes import PolicyChanges
 from keybroker.authority.quorum import Quorum
 from keybroker.authority.reads import Reads
 from keybroker.authority.responders import Responders
+from keybroker.authority.scrub import Scrub
 from keybroker.authority.security_events import SecurityEvents
 from keybroker.authority.selfcheck import SelfCheck
 from keybroker.authority.service import KeyUseService
@@ -188,6 +189,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  
         timekeeper=timekeeper,
         max_s=config.break_glass_max_s,
     )
+    scrub = Scrub(Reader(config.state), security, config.scrub_hours * 3_600)
     log_reads = LogReads(reads, checkpoints, Reader(config.state))
     desk = Desk(
         validator=validator,
@@ -201,7 +203,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  
         log=log_reads,
         security=security,
         metrics=metrics,
-        health=lambda: _health(journal, tokens, keyring, timekeeper, policy, checkpoints),
+        health=lambda: _health(journal, tokens, keyring, timekeeper, policy, checkpoints, scrub),
         metrics_text=lambda: metrics.text(
             tokens.sessions(), journal.size, quorum.waiting(), is_writable=journal.is_writable, is_clock_trusted=not timekeeper.distrusted
         ),
@@ -214,7 +216,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  
     await journal.write(Entry(_start(config, policy.engine.digest)))
     _log.info("started", records=journal.size, closed_unknown=closed, policy=policy.engine.digest)
     tokens.start()
-    background = [asyncio.ensure_future(each.run()) for each in (security, denials, watch, clock_watch, reads, shadow)]
+    background = [asyncio.ensure_future(each.run()) for each in (security, denials, watch, clock_watch, reads, shadow, scrub)]
     if checkpoints:
         background.append(asyncio.ensure_future(checkpoints.run(tokens)))
     listener = Listener[Call, Answer](config.socket, uid_of(config.frontend_user), Call, MAX_CALL_BYTES, desk.on_call, desk.on_end)
@@ -235,6 +237,7 @@ async def _serve(config: AuthorityConfig, telemetry: TelemetryConfig) -> None:  
     if checkpoints:
         checkpoints.close()
     log_reads.close()
+    scrub.close()
     selfcheck.close()
     reads.close()
     idempotency.close()
@@ -336,14 +339,20 @@ def _start(config: AuthorityConfig, policy: str) -> Draft:
 
 
 def _health(
-    journal: Journal, tokens: TokenPool, keyring: Keyring, timekeeper: Timekeeper, policy: LivePolicy, checkpoints: Checkpoints | None
+    journal: Journal,
+    tokens: TokenPool,
+    keyring: Keyring,
+    timekeeper: Timekeeper,
+    policy: LivePolicy,
+    checkpoints: Checkpoints | None,
+    scrub: Scrub,
 ) -> HealthReply:
     sessions = tokens.sessions()
     parts = {f"token {token}": f"{serving} of {configured} sessions in service" for token, (serving, configured) in sessions.items()}
     for token, trouble in tokens.troubles().items():
         parts[f"token {token}"] += f"; {trouble}"
     parts |= {f"key {ref}": f"refused: {rule}" for ref, rule in keyring.refusals().items()}
-    parts["record"] = journal.halted or ("writable" if journal.is_writable else "cannot be written")
+    parts["record"] = journal.halted or scrub.trouble or ("writable" if journal.is_writable else "cannot be written")
     if checkpoints:
         parts["log"] = checkpoints.trouble or f"signed up to {checkpoints.size} of {journal.size}"
     parts["clock"] = f"distrusted: {timekeeper.distrusted.partition(' ')[2]}" if timekeeper.distrusted else "trusted"

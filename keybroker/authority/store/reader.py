@@ -29,6 +29,7 @@ from keybroker.errors import AuditUnavailableError
 from keybroker.telemetry import logger
 
 Looked = TypeVar("Looked")
+_LEAVES_AND_HASHES = "SELECT idx, leaf, hash FROM record WHERE idx >= ? AND idx < ? ORDER BY idx"
 
 _log = logger()
 
@@ -200,6 +201,15 @@ class Reader:
     def leaves_between(self, start: int, end: int) -> list[bytes]:
         """The leaves at these positions, from `start` up to but not with `end`. Few of them: it is one transaction."""
         return [row[0] for row in self._rows("SELECT leaf FROM record WHERE idx >= ? AND idx < ? ORDER BY idx", (start, end))]
+
+    def leaves_and_hashes(self, start: int, end: int) -> list[tuple[int, bytes, bytes]]:
+        """Index, leaf and stored hash of the records at these positions, up to but not with `end`."""
+        return [(row[0], row[1], row[2]) for row in self._rows(_LEAVES_AND_HASHES, (start, end))]
+
+    def tile_root(self, level: int, index: int) -> bytes:
+        """The stored root of a full tile, by the level above it; empty if there is none."""
+        row = self._first("SELECT hash FROM tile_hash WHERE level = ? AND idx = ?", (level, index))
+        return row[0] if row else b""
 
     def hashes(self, tile: Tile) -> list[bytes]:
         """The hashes of a tile; fewer than it is wide where the log is shorter."""
