@@ -16,6 +16,9 @@ from typing import Any
 import msgspec
 
 from keybroker.audit.chain import ChainChecker
+from keybroker.audit.checkpoint import Checkpoint
+from keybroker.audit.merkle import Frontier
+from keybroker.audit.note import Note, NoteError
 from keybroker.authority.store import opening
 from keybroker.authority.store.faults import name_of
 from keybroker.authority.store.fsck_operations import has_tables, rules_of_record, rules_of_tables
@@ -102,6 +105,7 @@ class _Examination:
         self._closed = _Closed(db)
         self._checker = ChainChecker(self._closed)
         self._has_operations = has_tables(db)
+        self._tree = _Tree(db)
         self._pins: dict[str, tuple[str, int]] = {}  # NAME/VERSION: (SPKI hash, index of the record that pinned it)
 
     def run(self) -> Report:
@@ -152,9 +156,11 @@ class _Examination:
         if row.index > self._checker.size:
             self._report.add(Finding(self._checker.size, "missing-record", f"{row.index - self._checker.size} of them"))
             self._checker.size = row.index
+            self._tree.is_whole = False
         if not row.is_readable:
             self._report.add(Finding(self._checker.size, "cannot-be-read"))
             self._checker.size += 1
+            self._tree.is_whole = False
             return
         self._closed.position = row.index
         seen = self._checker.examine(row.leaf)
@@ -162,6 +168,7 @@ class _Examination:
         rules += row.rules_broken(seen.record, seen.digest)
         rules += self._key_rules(row.index, seen.record)
         rules += rules_of_record(self._db, row.index, seen.record) if self._has_operations else ()
+        rules += self._tree.take(seen.digest, row.kind)
         for rule in dict.fromkeys(rules):
             self._report.add(Finding(row.index, rule))
 
@@ -262,6 +269,39 @@ def _is_released(leaf: bytes | None, answer: bytes) -> bool:
         return False
     is_signed = outcome.get("outcome") == "signed" and outcome.get("use") == signed.use
     return is_signed and outcome.get("signature_sha256") == hashlib.sha256(signed.signature).hexdigest()
+
+
+class _Tree:
+    """The tree over the leaves that were looked at, compared with what is stored of it.
+
+    Attributes:
+        is_whole: no leaf was missing so far; after one, nothing can be said of the tree.
+    """
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._frontier = Frontier()
+        known = {row[0] for row in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+        self.is_whole = {"tile_hash", "checkpoint"} <= known  # a copy of an older format has neither
+
+    def take(self, digest: bytes, kind: str) -> Iterator[str]:
+        """The next leaf hash, of a record of that kind; what does not agree with the tree up to there."""
+        if not self.is_whole:
+            return
+        for level, index, root in self._frontier.append(digest):
+            if self._db.execute("SELECT hash FROM tile_hash WHERE level = ? AND idx = ?", (level, index)).fetchone() != (root,):
+                yield "wrong-tile"
+        if kind == "heads":
+            row = self._db.execute("SELECT note FROM checkpoint WHERE size = ?", (self._frontier.size,)).fetchone()
+            if row is not None and not self._is_of(row[0]):
+                yield "wrong-checkpoint"
+
+    def _is_of(self, note: bytes) -> bool:
+        try:
+            head = Checkpoint.parse(Note.parse(note).text)
+        except NoteError:
+            return False
+        return (head.size, head.root) == (self._frontier.size, self._frontier.root())
 
 
 class _Closed:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from keybroker.authority import scrub as module
+from keybroker.authority.journal import Journal
 from keybroker.authority.metrics import AuthorityMetrics
 from keybroker.authority.scrub import Scrub
 from keybroker.authority.security_events import SecurityEvents
@@ -18,12 +19,15 @@ from tests.brokers import read_leaves
 from tests.unit.authority.store.logs import A, intent, journal_on, outcome, tampering
 
 
+async def write_all(journal: Journal) -> None:
+    for write in (intent, outcome):
+        await asyncio.gather(*(journal.write(write(f"use-{number}", A)) for number in range(300)))
+
+
 async def look_at_all(state: Path, damage: Callable[[Path], None] = lambda _state: None) -> tuple[str, list[str]]:
     """Write 600 records, damage them, read each once; the scrub's trouble, and the details that are on record."""
     async with journal_on(state) as (journal, _):
-        for number in range(300):
-            await journal.write(intent(f"use-{number}", A))
-            await journal.write(outcome(f"use-{number}", A))
+        await write_all(journal)
         damage(state)
         security = SecurityEvents(journal, AuthorityMetrics(["orders"]))
         scrub = Scrub(Reader(state), security, 3_600)
@@ -97,9 +101,7 @@ def test_every_record_is_read_once_in_a_period(tmp_path: Path, monkeypatch: pyte
 
     async def main() -> None:
         async with journal_on(tmp_path) as (journal, _):
-            for number in range(300):
-                await journal.write(intent(f"use-{number}", A))
-                await journal.write(outcome(f"use-{number}", A))
+            await write_all(journal)
             reader = Reader(tmp_path)
             with counted(reader, seen):
                 scrub = Scrub(reader, SecurityEvents(journal, AuthorityMetrics(["orders"])), 3_600)
