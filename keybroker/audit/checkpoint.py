@@ -10,6 +10,10 @@ from keybroker.audit.merkle import EMPTY_ROOT, HASH_BYTES
 from keybroker.audit.note import Note, NoteError, NoteSignature, VerifierKey, decode_base64, parse_decimal
 
 
+class EmptyRootError(NoteError):
+    """A checkpoint of an empty log whose root is not the empty tree's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """The tree head.
@@ -45,7 +49,7 @@ class Checkpoint:
         if len(found.root) != HASH_BYTES:
             raise NoteError("the root in a checkpoint has 32 bytes")
         if found.size == 0 and found.root != EMPTY_ROOT:
-            raise NoteError("a checkpoint of an empty log has another root than the empty tree")
+            raise EmptyRootError("a checkpoint of an empty log has another root than the empty tree")
         return found
 
 

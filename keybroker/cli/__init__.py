@@ -29,6 +29,7 @@ from keybroker.cli import (
 from keybroker.cli.sign import sign
 from keybroker.cli.verify import verify
 from keybroker.cli.whoami import whoami
+from keybroker.cli.witness import witness
 from keybroker.errors import KeyBrokerError
 
 _ASK, _RUN = "Ask a broker", "Run a broker"
@@ -54,6 +55,7 @@ for _policy_command in (policy_changes.live, policy_changes.propose):
 app.add_typer(policy.app, name="policy", rich_help_panel=_RUN)
 for _room_command in (rooms.serve, rooms.check, rooms.frontend, rooms.authority, rooms.hsm, rooms.courier):
     app.command(rich_help_panel=_RUN)(_room_command)
+app.command(rich_help_panel=_RUN)(witness)
 app.add_typer(clock.app, name="clock", rich_help_panel=_RUN)
 app.add_typer(webhooks.app, name="webhooks", rich_help_panel=_RUN)
 app.add_typer(dev.app, name="dev", rich_help_panel=_RUN)

@@ -11,6 +11,7 @@ from keybroker.cli import audit_check, audit_export, output
 from keybroker.cli.arguments import UsageError
 from keybroker.cli.connection import BrokerId, BundleFile, SvidFile, Url, connect
 from keybroker.cli.moments import moment
+from keybroker.cli.witness import cosign
 from keybroker.clock import SystemClock
 from keybroker.model.key import Algorithm
 from keybroker.model.record import Outcome, RecordKind
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Read the record of every use and every refusal.")
 app.command()(audit_check.check)
-for _command in (audit_export.export, audit_export.verify, audit_export.prove):
+for _command in (audit_export.export, audit_export.verify, audit_export.prove, cosign):
     app.command()(_command)
 
 Workload = Annotated[

@@ -89,7 +89,7 @@ def verify(
     from keybroker.audit.note import NoteError
     from keybroker.audit.proof import HEADER
 
-    key = _log_key(log_key)
+    key = verifier_key(log_key, "--log-key")
     with file.open("rb") as stream:
         is_proof = stream.read(len(HEADER)) == HEADER.encode()
         stream.seek(0)
@@ -151,15 +151,20 @@ def _lines(broker: Client, workload: str) -> Iterator[bytes]:
                 yield line
 
 
-def _log_key(text: str) -> VerifierKey:
+def verifier_key(text: str, option: str) -> VerifierKey:
+    """A verifier key, or what a file of that name holds.
+
+    Raises:
+        UnverifiedError: neither.
+    """
     from keybroker.audit.note import NoteError, VerifierKey
 
     try:
         return VerifierKey.parse(text if "+" in text and not Path(text).exists() else Path(text).read_text().strip())
     except OSError as err:
-        raise UnverifiedError(f"--log-key {text}: {err.strerror}; give the key itself, NAME+ID+BASE64, or a file that holds it") from err
+        raise UnverifiedError(f"{option} {text}: {err.strerror}; give the key itself, NAME+ID+BASE64, or a file that holds it") from err
     except (NoteError, UnicodeDecodeError) as err:
-        raise UnverifiedError(f"--log-key: {err}") from err
+        raise UnverifiedError(f"{option}: {err}") from err
 
 
 def _verify_proof(data: bytes, key: VerifierKey, *, as_json: bool) -> None:

@@ -372,6 +372,11 @@ def inclusion_proof(index: int) -> Ask[bytes]:
     return _get("/v1/audit/proof/inclusion", bytes, index=str(int(index)))
 
 
+def consistency_proof(old: int, size: int) -> Ask[tuple[bytes, ...]]:
+    """That the log at `size` records begins with its first `old`: the hashes of RFC 6962 section 2.1.2."""
+    return _get("/v1/audit/proof/consistency", lambda data: _decoded(_Consistency, data).proof, old=str(int(old)), size=str(int(size)))
+
+
 def export(start: int = 0, workload: str = "") -> Ask[bytes]:
     """Part of an export: lines. If the last one is `{"next": N}`, there is more from N on. That it was read is on record too.
 
@@ -380,6 +385,10 @@ def export(start: int = 0, workload: str = "") -> Ask[bytes]:
         workload: whose trail; everything that we may read if empty.
     """
     return _get("/v1/audit/export", bytes, start=str(int(start)), **({"workload": workload} if workload else {}))
+
+
+class _Consistency(msgspec.Struct, frozen=True):
+    proof: tuple[bytes, ...]
 
 
 class _Keys(msgspec.Struct, frozen=True):

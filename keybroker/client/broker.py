@@ -108,6 +108,7 @@ class Client:
     record = _blocking(asks.record)
     checkpoint = _blocking(asks.checkpoint)
     inclusion_proof = _blocking(asks.inclusion_proof)
+    consistency_proof = _blocking(asks.consistency_proof)
     export = _blocking(asks.export)
 
     def iter_records(self, **filters: Unpack[RecordFilters]) -> Iterator[Record]:
@@ -207,6 +208,7 @@ class AsyncClient:
     record = _awaited(asks.record)
     checkpoint = _awaited(asks.checkpoint)
     inclusion_proof = _awaited(asks.inclusion_proof)
+    consistency_proof = _awaited(asks.consistency_proof)
     export = _awaited(asks.export)
 
     async def iter_records(self, **filters: Unpack[RecordFilters]) -> AsyncIterator[Record]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from keybroker.audit.note import VerifierKey, decode_base64
 from keybroker.audit.tiles import entries_in, hashes_in
 from keybroker.client import AUTO
 from tests.unit.audit import naive
-from tests.worlds import World, served, until
+from tests.worlds import PROGRAM, World, clean_environment, served, until
 
 VERIFIER = Path(__file__).parents[2] / "tools" / "verify_export.py"
 API = "spiffe://example.org/payments/api"
@@ -31,6 +33,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
                 broker.sign("orders", "ES256", message=b"%d" % number, idempotency_key=AUTO)
         wait_for_checkpoint(world, 300)
         yield world
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def key_of(world: World) -> VerifierKey:
@@ -160,3 +168,39 @@ def test_reading_the_record_by_the_log_is_itself_on_record(world: World, tmp_pat
     world.run("audit", "export", "--out", str(tmp_path / "a"), name="auditor")
     read = [json.loads(leaf) for leaf in world.leaves()[before:]]
     assert ("read", "export 0") in [(record["kind"], record["body"].get("what")) for record in read]
+
+
+@pytest.mark.case(69)
+def test_witness_cosigns_what_grows_and_refuses_a_broker_whose_log_is_another(world: World, tmp_path: Path) -> None:
+    port = free_port()
+    command = [str(PROGRAM), "witness", "--name", "witness.example.org/w1", "--state", str(tmp_path / "w1")]
+    command += ["--listen", f"127.0.0.1:{port}", "--log-key", str(world.directory / "log.vkey")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean_environment()) as process:
+        try:
+            assert process.stdout is not None
+            ready, url, vkey = process.stdout.readline().split()
+            assert ready == "ready"
+            kept = tmp_path / "kept"
+            words = ("audit", "cosign", "--witness", url, "--witness-key", vkey, "--log-key", str(key_of(world)), "--out", str(kept))
+            sizes = []
+            for number in range(2):
+                done = world.run(*words, name="auditor")
+                assert done.returncode == 0, done.stderr
+                opened = SignedCheckpoint.open(kept.read_bytes(), key_of(world), [VerifierKey.parse(vkey)])
+                assert list(opened.cosignatures) == [VerifierKey.parse(vkey)]
+                sizes.append(opened.checkpoint.size)
+                with world.client() as broker:
+                    broker.sign("orders", "ES256", message=b"more %d" % number, idempotency_key=AUTO)
+                wait_for_checkpoint(world, sizes[-1] + 1)
+            assert sizes[0] < sizes[1]
+            with sqlite3.connect(tmp_path / "w1" / "witness.db") as db:  # it has seen another log of this key: a longer one, or a fork
+                db.execute("UPDATE latest SET size = 1000000")
+            refused = world.run(*words, name="auditor")
+            assert (refused.returncode, b"rolled back" in refused.stderr) == (1, True)
+            with sqlite3.connect(tmp_path / "w1" / "witness.db") as db:
+                db.execute("UPDATE latest SET size = ?, root = zeroblob(32)", (sizes[0],))
+            refused = world.run(*words, name="auditor")
+            assert (refused.returncode, b"does not cosign (422)" in refused.stderr) == (1, True)
+        finally:
+            process.terminate()
+            process.wait(10)

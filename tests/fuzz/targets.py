@@ -21,6 +21,7 @@ from keybroker.audit.approval import ApprovalError
 from keybroker.audit.chain import ChainChecker
 from keybroker.audit.checkpoint import Checkpoint, SignedCheckpoint
 from keybroker.audit.dsse import EnvelopeError
+from keybroker.audit.export import verify
 from keybroker.audit.leaf import canonical
 from keybroker.audit.merkle import ProofError
 from keybroker.audit.note import Note, NoteError, VerifierKey
@@ -47,6 +48,7 @@ from keybroker.model.pkcs11_uri import Pkcs11Uri, Pkcs11UriError
 from keybroker.model.request import SignBody
 from keybroker.model.task import MAX_TASK_BYTES, SignTask, Task
 from keybroker.wire import FrameReader, frame_bytes
+from keybroker.witness.rules import AddCheckpoint
 from tests.approvals import STATEMENT, spki_of, statement, subject
 from tests.authorities import NOW_US, Authority, Shape
 from tests.clocks import FixedClock
@@ -320,6 +322,26 @@ def _tlog_proof() -> Try:
     return attempt
 
 
+def _export() -> Try:
+    """Never an error of its own; nothing but the seed itself is verified."""
+
+    def attempt(data: bytes) -> None:
+        report = verify(data.splitlines(keepends=True), _LOG_KEY)
+        assert report.findings or not report.records
+
+    return attempt
+
+
+def _witness_request() -> Try:
+    """Only NoteError; what is read is written back as it was."""
+
+    def attempt(data: bytes) -> None:
+        with contextlib.suppress(NoteError):
+            assert bytes(AddCheckpoint.parse(data)) == data
+
+    return attempt
+
+
 def _tile() -> Try:
     """Only TileError; a path or a bundle that is read is written back as it was."""
 
@@ -443,6 +465,18 @@ TARGETS: dict[str, Target] = {
     ),
     "note": Target(_note, (_TLOG["Notes"][1]["Note"].encode(), _TLOG["Cosigned"]["Note"].encode(), _TLOG["TlogKey"].encode())),
     "tlog-proof": Target(_tlog_proof, (_TLOG["TlogProof"].encode(),)),
+    "export": Target(
+        _export,
+        (
+            json.dumps({"checkpoint": _TLOG["Notes"][0]["Note"]}, separators=(",", ":")).encode(),
+            (
+                b'{"trail_export":"spiffe://example.org/a"}\n{"trail_proof":{"trail":"spiffe://example.org/a","count":0,"head":"","siblings":[],'
+                b'"other":[],"heads":"{}","inclusion":[],"checkpoint":""}}'
+            ),
+            b'{"index":0,"kind":"start","log":"example.org/vectors","trail":{}}\n{"checkpoint":"x"}',
+        ),
+    ),
+    "witness-request": Target(_witness_request, (bytes(AddCheckpoint(3, (bytes(32),), _TLOG["Notes"][1]["Note"].encode())),)),
     "tile": Target(_tile, (b"0/x001/x234/067.p/8", b"entries/000", bundle([b"one", b"two"]))),
     "approval": Target(
         _approval,

@@ -25,7 +25,7 @@ def commands(command: Any, words: Words = ()) -> Iterator[tuple[Words, Any]]:
 
 COMMANDS = dict(commands(typer.main.get_command(app)))
 OFFLINE = (("audit", "check"), ("audit", "verify"))
-WRITING = (("audit", "export"), ("audit", "prove"))  # a file, not to standard output
+WRITING = (("audit", "export"), ("audit", "prove"), ("audit", "cosign"))  # a file, not to standard output
 CLOCK = [("clock", "show"), ("clock", "acknowledge")]
 ASKERS = {"sign", "verify", "whoami", "keys", "audit", "operations", "break-glass", "freeze", "unfreeze", "freezes"}
 CHANGING = [("policy", "live"), ("policy", "propose")]
@@ -46,7 +46,7 @@ def test_commands_are_those_of_the_contract() -> None:
         "audit tail", "audit query", "audit show", "audit check",
         "clock show", "clock acknowledge",
         "policy check", "policy test", "policy simulate", "policy diff", "policy replay", "policy bundle", "policy shadow",
-        "audit export", "audit verify", "audit prove",
+        "audit export", "audit verify", "audit prove", "audit cosign", "witness",
     }  # fmt: skip
 
 
