@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from keybroker.authority.checkpoints import log_key
 from keybroker.authority.policy import loading
 from keybroker.authority.store import acknowledgement, opening
 from keybroker.authority.store.faults import name_of
@@ -33,6 +34,11 @@ def _of_files(config: AuthorityConfig) -> Iterator[str]:
             DenyList.load(config.deny_list)
     except ConfigError as err:
         yield str(err)
+    try:
+        if config.checkpoints:
+            log_key(config.checkpoints.key, config.log)
+    except ConfigError as err:
+        yield f"{err}; `keybroker audit log-key` prints what belongs there"
     yield from asyncio.run(_of_policy(config))
 
 

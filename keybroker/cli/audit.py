@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Read the record of every use and every refusal.")
 app.command()(audit_check.check)
-for _command in (audit_export.export, audit_export.verify, audit_export.prove, cosign):
+for _command in (audit_export.export, audit_export.verify, audit_export.prove, audit_export.log_key, cosign):
     app.command()(_command)
 
 Workload = Annotated[

@@ -12,7 +12,7 @@ from keybroker.cli import output
 from keybroker.cli.connection import BrokerId, BundleFile, SvidFile, Url, connect
 from keybroker.cli.exits import ExitStatus
 from keybroker.cli.out_file import replaced
-from keybroker.errors import KeyBrokerError
+from keybroker.errors import ConfigError, KeyBrokerError
 
 if TYPE_CHECKING:
     from keybroker.audit.export import Report
@@ -107,6 +107,27 @@ def verify(
         _show(report, key)
     if report.findings:
         raise typer.Exit(ExitStatus.FAILED)
+
+
+def log_key(
+    config: Annotated[Path, typer.Option("--config", metavar="FILE", help="The configuration, with the section `hsm`.")],
+) -> None:
+    """Print the verifier key of the log whose key is in a token, for `authority.checkpoints.key` and for auditors.
+
+    Logs in to the token once, as the hsm room's user.
+
+    Examples:
+
+        keybroker audit log-key --config /etc/keybroker/hsm.yaml > log.vkey
+    """
+    from keybroker import config as configuration
+    from keybroker.cli.rooms import load_part
+
+    keys = load_part("hsm", "keybroker.hsm.inspect").log_keys(config, configuration.load(config))
+    if not keys:
+        raise ConfigError(f"{config}: no token has a `log`; name the log's key under `hsm.tokens.NAME.log`")
+    for key in keys:
+        output.say(key)
 
 
 def prove(

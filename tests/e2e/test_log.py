@@ -204,3 +204,9 @@ def test_witness_cosigns_what_grows_and_refuses_a_broker_whose_log_is_another(wo
         finally:
             process.terminate()
             process.wait(10)
+
+
+def test_public_half_of_the_logs_key_is_printed_from_the_token(world: World) -> None:
+    done = world.run("audit", "log-key", "--config", str(world.config_file))
+    assert done.stdout.decode().strip() == str(key_of(world))
+    assert world.run("check", "--config", str(world.config_file)).returncode == 0
