@@ -169,10 +169,14 @@ def _lay_out(host: Host) -> None:
     frontend |= {"authority": str(run / "authority/authority.sock"), "authority_user": str(host.ids["authority"])}
     authority = sections["authority"] | {"socket": str(run / "authority/authority.sock"), "frontend_user": str(host.ids["frontend"])}
     authority |= {"state": str(host.root / "var/lib/keybroker/state"), "bundles": bundles, "grants": str(etc / "grants")}
+    (etc / "log").mkdir()
+    shutil.copy(world / "log.vkey", etc / "log/log.vkey")
+    authority |= {"checkpoints": {"token": "development", "key": str(etc / "log/log.vkey")}}
     authority |= {"tokens": {"development": {"sockets": sockets, "hsm_user": str(host.ids["hsm"])}}}
     uri = f"pkcs11:token=keybroker-dev?module-path={module}&pin-source=file:{etc}/pins/pin"
     development: dict[str, object] = {"uri": uri, "sockets": sockets}
     development["module_environment"] = {"SOFTHSM2_CONF": str(token / "softhsm2.conf")}
+    development["log"] = sections["hsm"]["tokens"]["development"]["log"]
     hsm = {"authority_user": str(host.ids["authority"]), "tokens": {"development": development}}
     for room, section in (("frontend", frontend), ("authority", authority), ("hsm", hsm)):
         host.config_file(room).write_text(yaml.safe_dump({room: section}))

@@ -126,7 +126,7 @@ def tail(
 
     Every look at the record is itself recorded: two for the newest records, then, with --follow, one every second while
     there is news, and fewer, down to one in ten seconds, while there is none. Our own reads are left out here, unless
-    --kind read asks for them.
+    --kind read asks for them, and so are the `heads` records that come before each checkpoint.
 
     Examples:
 

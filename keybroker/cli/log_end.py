@@ -30,6 +30,8 @@ _SPAN_FACTOR = 10
 class LogEnd:
     """The newest records that match some filters. Our own reads are left out, unless the filters ask for reads.
 
+    So are `heads` records, which follow each burst of others: they would keep us looking, and our looks would keep them coming.
+
     Args:
         broker: whom to ask.
         filters: as for `Client.records`.
@@ -101,7 +103,7 @@ class LogEnd:
             cursor = page.next
 
     def _is_wanted(self, record: Record) -> bool:
-        return not self._is_ours(record) or self._filters.get("kind") == "read"
+        return not self._is_ours(record) or self._filters.get("kind") == record.kind
 
     def _is_ours(self, record: Record) -> bool:
-        return record.kind == "read" and record.trail == self._ourselves
+        return record.kind == "heads" or (record.kind == "read" and record.trail == self._ourselves)

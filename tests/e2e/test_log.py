@@ -19,7 +19,7 @@ from keybroker.audit.note import VerifierKey, decode_base64
 from keybroker.audit.tiles import entries_in, hashes_in
 from keybroker.client import AUTO
 from tests.unit.audit import naive
-from tests.worlds import PROGRAM, World, clean_environment, served, until
+from tests.worlds import PROGRAM, World, clean_environment, make_world, until
 
 VERIFIER = Path(__file__).parents[2] / "tools" / "verify_export.py"
 API = "spiffe://example.org/payments/api"
@@ -27,12 +27,17 @@ API = "spiffe://example.org/payments/api"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with served(tmp_path_factory.mktemp("log") / "world") as world:
+    world = make_world(tmp_path_factory.mktemp("log") / "world")
+    world.sign_log_every(1)
+    try:
+        world.start()
         with world.client() as broker:
             for number in range(150):
                 broker.sign("orders", "ES256", message=b"%d" % number, idempotency_key=AUTO)
         wait_for_checkpoint(world, 300)
         yield world
+    finally:
+        world.kill()
 
 
 def free_port() -> int:

@@ -181,3 +181,21 @@ def test_refusal_ends_it(broker: MemoryBroker) -> None:
     broker.failures = [DeniedError("no longer")]
     with pytest.raises(DeniedError):
         next(log_of(broker).following())
+
+
+def test_heads_records_are_left_out_and_do_not_keep_us_looking(broker: MemoryBroker) -> None:
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        broker.write("heads", "")
+        if len(pauses) == 5:
+            broker.write("denial")
+
+    broker.write(count=3)
+    broker.write("heads", "")
+    log = log_of(broker, sleep)
+    assert [record.kind for record in log.newest(9)] == ["intent"] * 3
+    assert next(log.following()).kind == "denial"
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 10.0]
+    assert {record.kind for record in log_of(broker, kind="heads").newest(9)} == {"heads"}
