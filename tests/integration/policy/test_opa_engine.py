@@ -22,7 +22,7 @@ from tests.policies import GOOD, KEYS, compile_rego, edited, request
 
 OTHER = edited("[orders]", "[invoices]")
 PATIENT_MS = 5_000
-SLACK = 5.0  # seconds that a busy machine may take on top
+SLACK = 15.0  # seconds that a busy machine may take on top
 
 NO = '{"allow": false, "reasons": ["no-grant"], "grants": [], "policy": rules.policy, "obligations": []}'
 YES = '{"allow": true, "reasons": [], "grants": ["g"], "policy": rules.policy, "obligations": []}'
@@ -194,7 +194,7 @@ def test_opa_with_another_bundle_than_the_broker_decides_nothing(publisher: Publ
     with other.serving():
 
         async def run() -> None:
-            config = PolicyConfig(engine="opa", bundle=other.config(), opa=OpaConfig(url=opa.url, deadline_ms=300))
+            config = PolicyConfig(engine="opa", bundle=other.config(), opa=OpaConfig(url=opa.url, deadline_ms=1_500))
             made = await BundleHolder.load(config, other.state, KEYS)
             assert await made.trouble() == ""
             await made.close()
@@ -285,14 +285,14 @@ def test_rego_that_does_not_decide_is_a_failure_and_never_a_yes(tmp_path: Path) 
             for reason in ("undefined", "null", "text", "true", "1", "allow is text", "contradiction", "built-in error"):
                 assert failed(await made.engine.decide(request(reason=reason)), "policy-error"), reason
                 assert (await made.engine.decide(request(reason="allow"))).verdict is Verdict.ALLOW
-        async with holding(publisher, opa, 700) as made:
+        async with holding(publisher, opa, 1_500) as made:
             for reason, code in (("slow", "policy-unavailable"), ("10 MB", "policy-unavailable"), ("another policy", "policy-error")):
                 started = time.monotonic()
                 slow, *others = await asyncio.gather(
                     made.engine.decide(request(reason=reason)), *(made.engine.decide(request(reason=f"1/{n}")) for n in range(5))
                 )
                 assert failed(slow, code), reason
-                assert time.monotonic() - started < 0.7 + SLACK
+                assert time.monotonic() - started < 1.5 + SLACK
                 assert all(failed(each, "policy-error") or failed(each, "policy-unavailable") for each in others)
 
             async def allows() -> bool:
