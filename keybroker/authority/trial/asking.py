@@ -9,7 +9,7 @@ import msgspec
 
 from keybroker.audit.leaf import canonical
 from keybroker.authority.policy.grants import Rules
-from keybroker.authority.trial.region import OPERATIONS, SIGNING, TARGET_KINDS
+from keybroker.authority.trial.region import APPROVE, KEY_OPERATIONS, OPERATIONS, SIGNING, TARGET_KINDS
 from keybroker.errors import ConfigError
 from keybroker.model.decision import CallerInput, ContentInput, KeyInput, PolicyInput, TargetInput
 from keybroker.model.identity import SpiffeId, SpiffeIdError
@@ -31,6 +31,7 @@ class ShortRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         workload: the caller's SPIFFE ID.
         operation: `sign` if absent, or `read-audit` where a trail is named.
         trail: whose records are read; `**` is the whole record.
+        requester: for `approve`: who asked for what would be approved.
         address: where it comes from; the candidate's own networks say in which of them that is.
         networks: or the names of the networks themselves.
         size: of what is signed, in bytes.
@@ -41,6 +42,7 @@ class ShortRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     operation: str = ""
     key: str = ""
     trail: str = ""
+    requester: str = ""
     algorithm: str = ""
     address: str = ""
     networks: tuple[str, ...] = ()
@@ -69,7 +71,10 @@ class ShortRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             _require("trail", "a SPIFFE ID, or ** for the whole record", holds=bool(self.trail) and not self.key)
             trail = "" if self.trail == WHOLE_RECORD else _identity("trail", self.trail).text
             return PolicyInput(caller=asker, operation=operation, target=TargetInput("trail", "", trail))
+        _require("operation", "give it as a whole input (--input), as docs/reference/policy.md shows it", holds=operation in KEY_OPERATIONS)
         _require("key", "the name of a key", holds=bool(KEY_NAME.fullmatch(self.key)) and not self.trail)
+        _require("requester", "the SPIFFE ID that asked, for `approve` only", holds=bool(self.requester) == (operation == APPROVE))
+        requester = _identity("requester", self.requester).text if self.requester else ""
         signs = operation in SIGNING
         _require(
             "algorithm", f"{_one_of(_ALGORITHMS)} for signing, none for reading", holds=self.algorithm in (_ALGORITHMS if signs else ("",))
@@ -79,7 +84,7 @@ class ShortRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         return PolicyInput(
             caller=asker,
             operation=operation,
-            target=TargetInput("key", self.key),
+            target=TargetInput("key", self.key, requester),
             key=KeyInput(self.key, self.version, self.family, self.labels) if self.version else KeyInput(),
             algorithm=self.algorithm,
             content=content if signs else ContentInput(),

@@ -11,7 +11,7 @@ import enum
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from keybroker.authority.policy.grants import Quorum, Rules
+from keybroker.authority.policy.grants import Rules
 from keybroker.authority.policy.pattern import Pattern
 from keybroker.authority.trial.demands import Demand, granted_demands
 from keybroker.authority.trial.region import (
@@ -73,22 +73,11 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Approver:
-    """Somebody who may approve, or no longer: an identity of a person, for the uses of a grant."""
-
-    change: Change
-    grant: str
-    person: str
-    identity: str
-
-
-@dataclass(frozen=True, slots=True)
 class Comparison:
     """Everything that two policies do differently. `zones` are those of both."""
 
     zones: Zones
     lines: tuple[Line, ...]
-    approvers: tuple[Approver, ...]
 
 
 class _Side:
@@ -128,10 +117,7 @@ def compare(old: Rules, new: Rules) -> Comparison:
         *_demanded(Change.TIGHTENED, before, after),
         *_demanded(Change.LOOSENED, after, before),
     ]
-    gone, come = _approvers(old), _approvers(new)
-    approvers = [Approver(Change.GAINED, *each) for each in sorted(come - gone)]
-    approvers += [Approver(Change.LOST, *each) for each in sorted(gone - come)]
-    return Comparison(zones, tuple(lines), tuple(approvers))
+    return Comparison(zones, tuple(lines))
 
 
 def _allowed(change: Change, one: _Side, other: _Side) -> list[Line]:
@@ -242,15 +228,3 @@ def _merged(change: Change, cause: str, demand: Demand | None, parts: list[_Part
 
 def _cause(kind: str, name: str, is_in_both: bool, otherwise: str) -> str:  # noqa: FBT001  a fact
     return f"the {kind} {name} {'has changed' if is_in_both else f'is {otherwise}'}"
-
-
-def _approvers(rules: Rules) -> set[tuple[str, str, str]]:
-    """Grant, person and identity of everybody who may approve something."""
-    return {
-        (grant.id, person, identity)
-        for grant in rules.grants
-        if isinstance(grant.quorum, Quorum)
-        for stage in grant.quorum.in_stages()
-        for person in rules.people_of(stage.of)
-        for identity in rules.people[person]
-    }

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from keybroker.authority.policy.pattern import ANYBODY
-from keybroker.authority.trial.compare import Approver, Change, Comparison, Line
+from keybroker.authority.trial.compare import Change, Comparison, Line
 from keybroker.authority.trial.region import SIGNING, Box
 from keybroker.authority.trial.words import listed, target_words
 from keybroker.authority.trial.zones import Zones
@@ -22,7 +22,7 @@ def sentences(comparison: Comparison) -> list[str]:
     for line in comparison.lines:
         found.append(f"{_SIGNS[line.change]} {sentence(line, comparison.zones)}")
         found += [f"    but not {each}" for each in _exceptions(line)]
-    return [*found, *(f"{_SIGNS[each.change]} {_approving(each)}" for each in comparison.approvers)]
+    return found
 
 
 def sentence(line: Line, zones: Zones) -> str:
@@ -45,10 +45,6 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     zones = comparison.zones
     return {
         "lines": [_line(each, zones) for each in comparison.lines],
-        "approvers": [
-            {"change": each.change.value, "grant": each.grant, "person": each.person, "identity": each.identity, "text": _approving(each)}
-            for each in comparison.approvers
-        ],
     }
 
 
@@ -84,6 +80,8 @@ def _doing(line: Line) -> str:
         return f"{listed(operations)} with {targets} ({listed(sorted(line.algorithms))})"
     if operations == ["read-key"]:
         return f"read the public half of {targets}"
+    if operations == ["approve"]:
+        return f"approve the use of {targets}"
     return f"{listed(operations)} {targets}"
 
 
@@ -111,8 +109,3 @@ def _exceptions(line: Line) -> Iterable[str]:
 def _place(box: Box) -> str:
     who = "anybody" if box.workloads.text == ANYBODY else box.workloads.text
     return f"{who} on {target_words(box.target)}"
-
-
-def _approving(approver: Approver) -> str:
-    may = "may now" if approver.change is Change.GAINED else "may no longer"
-    return f"{approver.person} ({approver.identity}) {may} approve uses under the grant {approver.grant}"

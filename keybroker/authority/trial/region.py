@@ -29,6 +29,7 @@ _KINDS = {
     "freeze": ("key", "workload", "token", "everything"), "unfreeze": ("key", "workload", "token", "everything"),
     "admin-policy": ("policy",), "break-glass": ("grant",),
 }  # fmt: skip
+KEY_OPERATIONS = SIGNING | {"read-key", APPROVE}
 TARGET_KINDS = tuple(sorted({kind for kinds in _KINDS.values() for kind in kinds} - {"record"}))
 """The kinds of targets that a policy input may name."""
 _NAMES = {"key": "keys", "token": "tokens", "grant": "waives"}  # kinds of targets that have names, and the fields that list them

@@ -92,6 +92,19 @@ def test_selectors_say_which_fit_and_which_do_not(tmp_path: Path) -> None:
     }
 
 
+def test_approval_is_read_by_the_people_of_the_quorum_and_by_who_asked(tmp_path: Path) -> None:
+    people = (
+        'people:\n  alice: ["spiffe://example.org/human/alice"]\n  bob: ["spiffe://example.org/human/bob"]\ngroups:\n  managers: [alice]\n'
+    )
+    candidate = loaded(tmp_path / "g", GOOD + "    quorum: {approvals: 1, of: [managers], expires: 1h}\n" + people)
+    asked = {"operation": "approve", "algorithm": "", "requester": API}
+    allowed = of(candidate, workload="spiffe://example.org/human/alice", **asked)
+    assert (allowed.decision.verdict, allowed.is_explained) == (Verdict.ALLOW, True)
+    refused = of(candidate, workload="spiffe://example.org/human/bob", **asked)
+    assert (refused.decision.verdict, refused.is_explained) == (Verdict.DENY, True)
+    assert [(fit.selector, fit.fits) for fit in refused.readings[0].fits] == [("quorum", False), ("workloads", True), ("target", True)]
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
@@ -107,6 +120,8 @@ def test_selectors_say_which_fit_and_which_do_not(tmp_path: Path) -> None:
         ({"address": "here"}, "address: an IP address"),
         ({"networks": ("lab",)}, "no network is named 'lab'; there are none"),
         ({"family": "dsa"}, "family: one of ec-p256"),
+        ({"requester": API}, "requester: the SPIFFE ID that asked, for `approve` only"),
+        ({"operation": "approve", "algorithm": ""}, "requester: the SPIFFE ID that asked"),
     ],
 )
 def test_request_that_makes_no_sense_is_refused_with_field_and_cure(fields: dict[str, object], says: str, tmp_path: Path) -> None:
