@@ -200,12 +200,11 @@ def test_limit_is_watched_before_it_binds_and_one_person_may_do_both(ruled: Worl
         assert seen == [[], ["limit:payments"]]
 
         bound = admin.propose_policy(watched.base, with_demand(limit), reason="bind")
-        api.sign("orders", "ES256", message=b"3")
-        with pytest.raises(RateLimitedError):
-            api.sign("orders", "ES256", message=b"4")
+        with pytest.raises(RateLimitedError):  # the unit that was taken while it was watched is taken
+            api.sign("orders", "ES256", message=b"3")
         with pytest.raises(PendingError) as waits:
             admin.propose_policy(bound.base, before.files, reason="back")
         operation = waits.value.pending.operation
         bob.approve(bob.operation(operation))
         admin.propose_policy(bound.base, before.files, reason="back", operation=operation)
-        api.sign("orders", "ES256", message=b"5")
+        api.sign("orders", "ES256", message=b"4")
