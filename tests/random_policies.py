@@ -17,8 +17,8 @@ from keybroker.model.key import Algorithm
 DOMAINS = ("example.org", "example.com")
 SEGMENTS = ("a", "b", "c")
 KEYS = ("orders", "release")
-OPERATIONS: tuple[Operation, ...] = get_args(Operation)
-GRANTED = tuple(each for each in OPERATIONS if str(each) != "approve")  # which is granted by a place in a group
+OPERATIONS: tuple[str, ...] = tuple(dict.fromkeys((*get_args(Operation), "approve")))
+GRANTED = tuple(each for each in OPERATIONS if each != "approve")  # which is granted by a place in a group
 KEY_OPERATIONS = {"sign", "sign-digest", "read-key"}
 FREEZING = {"freeze", "unfreeze"}
 TOKENS = ("blue", "green")
@@ -193,7 +193,7 @@ class PolicyMaker:
             return self.request()
         grant = self.random.choice(grants)
         operation: str = self.random.choice(grant.operations)
-        if grant.quorum and "approve" in OPERATIONS and self.random.random() < 0.3:
+        if grant.quorum and self.random.random() < 0.3:
             operation = "approve"
         caller = self.approver() if operation == "approve" else self.within(self.random.choice(grant.workloads))
         target = self.target(operation, caller)

@@ -19,9 +19,9 @@ from keybroker.model.identity import SpiffeId
 from keybroker.model.key import Algorithm
 
 SIGNING = frozenset({"sign", "sign-digest"})
-OPERATIONS: tuple[str, ...] = get_args(Operation)
 ANY_NAME = "*"
-APPROVE = "approve"
+APPROVE = "approve"  # granted by a place in a group of a quorum
+OPERATIONS: tuple[str, ...] = tuple(dict.fromkeys((*get_args(Operation), APPROVE)))
 _ALGORITHMS = frozenset(each.value for each in Algorithm)
 _NO_ALGORITHM = frozenset({""})
 _KINDS = {
@@ -32,6 +32,7 @@ _KINDS = {
 KEY_OPERATIONS = SIGNING | {"read-key", APPROVE}
 TARGET_KINDS = tuple(sorted({kind for kinds in _KINDS.values() for kind in kinds} - {"record"}))
 """The kinds of targets that a policy input may name."""
+_CHANGES = frozenset({"unfreeze", "admin-policy"})  # what is not the use of a key, and may still need approvals
 _NAMES = {"key": "keys", "token": "tokens", "grant": "waives"}  # kinds of targets that have names, and the fields that list them
 _PATTERNS = {"trail": "trails", "workload": "subjects"}
 _WHOLES = {"record": "trails", "everything": "subjects"}  # a deny of some of these denies the whole
@@ -102,7 +103,7 @@ def boxes_of(rule: Grant | Deny, rules: Rules, zones: Zones) -> Iterator[Box]:
             for target in targets_of(rule, kind):
                 for text in rule.workloads:
                     yield Box(rule.id, Pattern.parse(text), operation, target, algorithms, places)
-    if isinstance(rule, Grant) and APPROVE in OPERATIONS:
+    if isinstance(rule, Grant):
         yield from approvals_of(rule, operations, rules, zones)
 
 
@@ -112,7 +113,7 @@ def approvals_of(grant: Grant, operations: Iterable[str], rules: Rules, zones: Z
         return
     people = {person for stage in grant.quorum.in_stages() for person in rules.people_of(stage.of)}
     named = [("key", key) for key in grant.keys]
-    named += [("change", each) for each in sorted(operations)] if "admin-policy" in OPERATIONS else []
+    named += [("change", each) for each in sorted(_CHANGES.intersection(operations))]
     for identity in sorted(identity for person in people for identity in rules.people[person]):
         for kind, name in named:
             for text in grant.workloads:
