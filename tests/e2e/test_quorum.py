@@ -283,5 +283,5 @@ def kill_while_redeeming(world: World, victim: str) -> list[tuple[str, str]]:
         kill(world.rooms()[victim])
         for run in runs:
             run.result(90)
-    until(lambda: world.run("whoami").returncode == 0, 30)
+    until(lambda: world.run("sign", "--key", "orders", "--alg", "ES256", "-", stdin=b"x").returncode == 0, 30, "it does not sign again")
     return released
