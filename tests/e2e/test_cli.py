@@ -121,8 +121,8 @@ def test_keys_are_listed_shown_and_exported(world: World) -> None:
 
 
 def test_caller_without_keys_is_shown_none(world: World) -> None:
-    assert lines(world.run("keys", "list", name="ci-release")) == []
-    assert loaded(world.run("keys", "list", "--json", name="ci-release")) == []
+    assert lines(world.run("keys", "list", name="carol")) == []
+    assert loaded(world.run("keys", "list", "--json", name="carol")) == []
 
 
 def test_record_is_queried_and_shown(world: World, order: Path) -> None:

@@ -74,7 +74,7 @@ def test_digest_is_signed_where_sign_digest_is_granted(world: World, tmp_path: P
 
 
 def test_stranger_gets_the_same_answer_for_a_key_of_others_and_for_no_key(world: World) -> None:
-    with world.client("ci-release") as broker:
+    with world.client("carol") as broker:
         answers = []
         for key in ("orders", "no-such-key"):
             with pytest.raises(NotFoundError) as caught:
