@@ -13,10 +13,11 @@ import base64
 import hashlib
 import sqlite3
 from pathlib import Path
+from typing import Any
 
-import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from starlette.applications import Starlette
 
 from keybroker.audit.checkpoint import Checkpoint, SignedCheckpoint
 from keybroker.audit.leaf import leaf_hash
@@ -62,6 +63,22 @@ def cosigns(witness: Witness, body: bytes) -> bool:
     note = AddCheckpoint.parse(body).note + answer.body
     assert witness.key in SignedCheckpoint.open(note, LOG, [witness.key]).cosignatures
     return True
+
+
+async def asked_of(app: Starlette, method: str, path: str, body: bytes = b"") -> tuple[int, str, bytes]:
+    """Status, media type and body of an answer."""
+    scope = {"type": "http", "http_version": "1.1", "method": method, "path": path, "query_string": b"", "headers": []}
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    types = [value.decode() for name, value in sent[0]["headers"] if name == b"content-type"]
+    return sent[0]["status"], types[0] if types else "", b"".join(each["body"] for each in sent[1:])
 
 
 def memory(witness: Witness) -> WitnessAnswer:
@@ -183,15 +200,14 @@ def test_it_is_served_over_http(tmp_path: Path) -> None:
     place = f"/{hashlib.sha256(LOG.name.encode()).hexdigest()}/checkpoint"
 
     async def main() -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(application(witness)), base_url="http://witness") as client:
-            assert (await client.get("/add-checkpoint")).status_code == 405
-            assert (await client.get(place)).status_code == 404
-            assert (await client.post("/add-checkpoint", content=asked(0, 7))).status_code == 200
-            conflict = await client.post("/add-checkpoint", content=asked(0, 7))
-            assert (conflict.status_code, conflict.headers["content-type"], conflict.content) == (409, "text/x.tlog.size", b"7\n")
-            assert (await client.get(place)).status_code == 200
-            assert (await client.post(place, content=b"")).status_code == 405
-            assert (await client.post("/add-checkpoint", content=bytes(70_000))).status_code == 413
+        app = application(witness)
+        assert (await asked_of(app, "GET", "/add-checkpoint"))[0] == 405
+        assert (await asked_of(app, "GET", place))[0] == 404
+        assert (await asked_of(app, "POST", "/add-checkpoint", asked(0, 7)))[0] == 200
+        assert await asked_of(app, "POST", "/add-checkpoint", asked(0, 7)) == (409, "text/x.tlog.size", b"7\n")
+        assert (await asked_of(app, "GET", place))[0] == 200
+        assert (await asked_of(app, "POST", place))[0] == 405
+        assert (await asked_of(app, "POST", "/add-checkpoint", bytes(70_000)))[0] == 413
 
     asyncio.run(main())
 
