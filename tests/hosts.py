@@ -169,6 +169,9 @@ def _lay_out(host: Host) -> None:
     frontend |= {"authority": str(run / "authority/authority.sock"), "authority_user": str(host.ids["authority"])}
     authority = sections["authority"] | {"socket": str(run / "authority/authority.sock"), "frontend_user": str(host.ids["frontend"])}
     authority |= {"state": str(host.root / "var/lib/keybroker/state"), "bundles": bundles, "grants": str(etc / "grants")}
+    (etc / "denied").mkdir(exist_ok=True)
+    shutil.copy(world / "denied.yaml", etc / "denied/denied.yaml")
+    authority |= {"deny_list": str(etc / "denied/denied.yaml")}
     (etc / "log").mkdir()
     shutil.copy(world / "log.vkey", etc / "log/log.vkey")
     authority |= {"checkpoints": {"token": "development", "key": str(etc / "log/log.vkey")}}
