@@ -27,6 +27,7 @@ from keybroker.model.call import (
     AnyReply,
     Approve,
     AskFreeze,
+    AskImpact,
     AskUnfreeze,
     BatchReply,
     BreakGlass,
@@ -183,6 +184,8 @@ class Desk:
                 return await self._reads.show_key(asker, call.ask)
             case QueryRecords():
                 return await self._reads.query_records(asker, call.ask)
+            case AskImpact():
+                return await self._reads.impact(asker, call.ask.question)
             case ShowRecord():
                 return await self._reads.show_record(asker, call.ask)
             case Redeem():

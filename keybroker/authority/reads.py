@@ -13,6 +13,7 @@ import msgspec
 from keybroker.audit.leaf import canonical, decode
 from keybroker.authority.denials import Denials
 from keybroker.authority.enforcement import as_of_now, refusal_of
+from keybroker.authority.impact import impact_of
 from keybroker.authority.journal import Entry, Journal
 from keybroker.authority.keyring import KeyEntry, Keyring
 from keybroker.authority.metrics import AuthorityMetrics
@@ -31,8 +32,9 @@ from keybroker.errors import (
     PolicyUnavailableError,
     RefusalError,
 )
-from keybroker.model.call import KeyReply, KeysReply, PublicVersion, QueryRecords, RecordsReply, ShowKey, ShowRecord, WhoamiReply
+from keybroker.model.call import KeyReply, KeysReply, LogReply, PublicVersion, QueryRecords, RecordsReply, ShowKey, ShowRecord, WhoamiReply
 from keybroker.model.decision import Decision, KeyInput, PolicyInput, TargetInput, Verdict
+from keybroker.model.impact import Question
 from keybroker.model.record import Draft, RecordKind
 from keybroker.telemetry import logger
 
@@ -162,6 +164,29 @@ class Reads:
             return RecordsReply((), "")
         page = await self._in_thread(self._reader.page, wanted)
         return RecordsReply(page.leaves, "" if page.last is None else str(page.last))
+
+    async def impact(self, asker: Asker, question: Question) -> LogReply:
+        """What an identity, a key, a certificate, a person or a time window did and tried to do.
+
+        Raises:
+            DeniedError: the caller may not read that much.
+            InvalidError: no question that can be answered.
+        """
+        if not any(msgspec.structs.astuple(question)):
+            raise InvalidError(
+                "Of whom, or when?", pointers=(("", "give at least one of `workload`, `key`, `svid`, `person`, `since`, `until`"),)
+            )
+        if "*" in question.workload:
+            raise InvalidError("The workload is not a SPIFFE ID.", pointers=(("/workload", "one workload, not a pattern"),))
+        question = msgspec.structs.replace(question, svid=question.svid.lower())
+        if question.workload:
+            _, decision = await self._allowed_trail(asker, question.workload)
+        else:
+            decision = await self._allowed_whole(asker)
+        given = {name: value for name, value in msgspec.structs.asdict(question).items() if value}
+        await self._record_read(asker, _audit_input(asker, question.workload), decision, what="impact", filters=given)
+        answer = await self._in_thread(impact_of, self._reader, self._journal.log, question)
+        return LogReply(msgspec.json.encode(answer), "application/json")
 
     async def show_record(self, asker: Asker, ask: ShowRecord) -> RecordsReply:
         """One record.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keybroker.cli import audit_check, audit_export, output
+from keybroker.cli import audit_check, audit_export, audit_impact, output
 from keybroker.cli.arguments import UsageError
 from keybroker.cli.connection import BrokerId, BundleFile, SvidFile, Url, connect
 from keybroker.cli.moments import moment
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Read the record of every use and every refusal.")
 app.command()(audit_check.check)
-for _command in (audit_export.export, audit_export.verify, audit_export.prove, audit_export.log_key, cosign):
+for _command in (audit_impact.impact, audit_export.export, audit_export.verify, audit_export.prove, audit_export.log_key, cosign):
     app.command()(_command)
 
 Workload = Annotated[

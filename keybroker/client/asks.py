@@ -35,6 +35,7 @@ from keybroker.client.results import (
     Whoami,
 )
 from keybroker.errors import InvalidError, RefusalError
+from keybroker.model.impact import Impact
 from keybroker.model.key import KEY_NAME, Algorithm
 from keybroker.model.request import Format, SignBody
 
@@ -360,6 +361,21 @@ def records(*, cursor: str = "", limit: int = 100, **filters: Unpack[RecordFilte
 def record(index: int) -> Ask[Record]:
     """One record by its index in the log."""
     return _get(f"/v1/audit/records/{int(index)}", _record)
+
+
+def impact(*, workload: str = "", key: str = "", svid: str = "", person: str = "", since: str = "", until: str = "") -> Ask[Impact]:
+    """What an identity, a key, a certificate, a person or a time window did and tried to do. That it was asked is on record too.
+
+    Args:
+        workload: a SPIFFE ID.
+        key: name of a key.
+        svid: serial number of a certificate, hex.
+        person: who approved.
+        since: RFC 3339; not earlier.
+        until: RFC 3339; earlier than this.
+    """
+    given = {"workload": workload, "key": key, "svid": svid, "person": person, "since": since, "until": until}
+    return _get("/v1/audit/impact", partial(_decoded, Impact), **{name: value for name, value in given.items() if value})
 
 
 def checkpoint() -> Ask[bytes]:

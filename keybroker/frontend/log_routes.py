@@ -11,8 +11,9 @@ from starlette.responses import Response
 
 from keybroker.frontend.authority_link import AuthorityLink
 from keybroker.frontend.exchange import Exchange
-from keybroker.frontend.reading import MAX_INDEX, Number, Parameters
-from keybroker.model.call import AnyAsk, ExportLog, LogReply, ProveConsistency, ProveInclusion, ShowCheckpoint, ShowTile
+from keybroker.frontend.reading import MAX_INDEX, Moment, Number, Parameters
+from keybroker.model.call import AnyAsk, AskImpact, ExportLog, LogReply, ProveConsistency, ProveInclusion, ShowCheckpoint, ShowTile
+from keybroker.model.impact import Question
 
 _FOR_EVER = "private, max-age=31536000, immutable"
 
@@ -37,6 +38,17 @@ class ExportParameters(Parameters):
     workload: str = Field(default="", max_length=2_048, description="SPIFFE ID: the trail to export")
 
 
+class ImpactParameters(Parameters):
+    """Whose deeds; what is empty does not narrow, and at least one is given."""
+
+    workload: str = Field(default="", max_length=2_048, description="SPIFFE ID")
+    key: str = Field(default="", max_length=64)
+    svid: str = Field(default="", max_length=40, pattern="^[0-9a-fA-F]*$", description="serial number of a certificate, hex")
+    person: str = Field(default="", max_length=64, description="who approved")
+    since: Moment = ""
+    until: Moment = ""
+
+
 class LogRoutes:
     """Answers everything about the log as a log."""
 
@@ -52,9 +64,14 @@ class LogRoutes:
             ("/proof/consistency", self.consistency, "ConsistencyProof"),
             ("/tile/{path:path}", self.tile, "Tile"),
             ("/export", self.export, "Export"),
+            ("/impact", self.impact, "Impact"),
         ):
             router.add_api_route(path, endpoint, methods=["GET"], openapi_extra={"x-shape": shape}, response_model=None)
         return router
+
+    async def impact(self, request: Request, parameters: Annotated[ImpactParameters, Query()]) -> Response:
+        """What an identity, a key, a certificate, a person or a time window did and tried to do."""
+        return await self._answer(request, AskImpact(Question(**parameters.model_dump())))
 
     async def checkpoint(self, request: Request) -> Response:
         """The newest signed checkpoint of the log (C2SP tlog-checkpoint)."""

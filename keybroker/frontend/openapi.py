@@ -31,6 +31,7 @@ from keybroker.frontend.shapes import (
     SignedUse,
     Whoami,
 )
+from keybroker.model.impact import Impact
 from keybroker.model.request import MAX_BATCH_ITEMS, MAX_MEDIA_TYPE_CHARACTERS, MAX_REASON_CHARACTERS, SignBody
 
 _JSON = "application/json"
@@ -181,7 +182,7 @@ def _problem_responses() -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    shapes = [Whoami, Keys, Key, SignedUse, PendingUse, Explanation, Operations, Envelope, Redemption, ProblemDocument, SignBody]
+    shapes = [Impact, Whoami, Keys, Key, SignedUse, PendingUse, Explanation, Operations, Envelope, Redemption, ProblemDocument, SignBody]
     shapes += [Freeze, Freezes, FreezeBody, Policy, PolicyVersion, ProposalBody]
     shapes += [Glass, Glasses, GlassBody, NoteBody]
     _, schemas = msgspec.json.schema_components(shapes, ref_template="#/components/schemas/{name}")

@@ -13,6 +13,7 @@ from keybroker.errors import RefusalError
 from keybroker.model.approval import Subject
 from keybroker.model.freeze import Freeze, FreezeKind
 from keybroker.model.glass import MAX_SECONDS
+from keybroker.model.impact import Question
 from keybroker.model.request import SignBody
 
 MAX_FAILED_HANDSHAKES = 128
@@ -184,6 +185,12 @@ class QueryRecords(Ask, frozen=True):
     limit: int = 100
 
 
+class AskImpact(Ask, frozen=True):
+    """What an identity, a key, a certificate, a person or a time window did."""
+
+    question: Question
+
+
 class ShowRecord(Ask, frozen=True):
     """One record by its index in the log."""
 
@@ -255,6 +262,7 @@ AnyAsk = (
     | ListGlasses
     | CloseGlass
     | QueryRecords
+    | AskImpact
     | ShowRecord
     | Health
     | Metrics

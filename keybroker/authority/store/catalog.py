@@ -12,17 +12,18 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from keybroker.authority.store.facts import Facts, Use, entry_of
+from keybroker.authority.store.facts import Entry, Facts, Use, entry_of
 from keybroker.telemetry import logger
 
 CATALOG = "catalog.db"
+HOUR_US = 3_600_000_000
 BLOCK = 1_024  # records; about 2 ms to look through
 MAX_ALTERNATIVES = 64
-_FORMAT = 1
+_FORMAT = 2
 _SPANS = 256  # blocks asked for at a time
 _MAX_CACHED = 200_000
 
@@ -88,6 +89,44 @@ class Wanted:
     texts: tuple[str, ...]
 
 
+class Counted(NamedTuple):
+    """Uses and refusals of one sort. `first` and `last` are indexes of the records that end them; `hour` is -1 where it is of several."""
+
+    use: Use
+    hour: int
+    times: int
+    first: int
+    last: int
+    first_us: int
+    last_us: int
+
+
+class Endings:
+    """Pairs what ends a use with what was asked for. Records are shown to it in the order of the log.
+
+    Args:
+        record: a connection that reads the record, for intents that were not shown.
+    """
+
+    def __init__(self, record: sqlite3.Connection) -> None:
+        self._record = record
+        self._open_uses: dict[str, Facts] = {}
+
+    def asked(self, entry: Entry) -> Facts | None:
+        """What was asked for, where a record is the end of it: an outcome, a denial. None for others."""
+        if entry.facts.kind == "intent":
+            self._open_uses[entry.use] = entry.facts
+        if entry.facts.kind == "outcome":
+            return self._intent_of(entry.use) or entry.facts
+        return entry.facts if entry.facts.kind == "denial" else None
+
+    def _intent_of(self, use: str) -> Facts | None:
+        if use in self._open_uses:
+            return self._open_uses.pop(use)
+        row = self._record.execute("SELECT leaf FROM record WHERE use = ? AND use <> '' AND kind = 'intent'", (use,)).fetchone()
+        return entry_of(row[0]).facts if row else None
+
+
 class Catalog:
     """The catalog of one state directory. For one thread.
 
@@ -105,7 +144,7 @@ class Catalog:
         self._words: dict[tuple[str, str], int] = {}
         self._numbers_by_facts: dict[Facts, tuple[int, ...]] = {}
         self._sorts: dict[tuple[Facts, str], int] = {}
-        self._open_uses: dict[str, Facts] = {}
+        self._endings = Endings(record)
         self._is_damaged = False
         self._db = self._opened()
         self._covered = self._known_size()
@@ -164,17 +203,47 @@ class Catalog:
             if choices and len(found) < _SPANS:
                 return
 
-    def tallies(self, statement: str, values: Sequence[object]) -> list[tuple[int | str, ...]]:
-        """Rows of a statement over `sort`, `tally` and `word`.
+    def counted(self, named: dict[str, str], hours: range) -> Iterator[Counted]:
+        """What ended in whole hours, as far as the log is covered, by sort.
+
+        Args:
+            named: parts of a use that must be so: `workload`, `key`, `svid`, `person`.
+            hours: since 1970.
 
         Raises:
-            sqlite3.Error: it cannot be read.
+            sqlite3.Error: it cannot be read. If it is damaged, it is made anew, later.
         """
-        return self._db.execute(statement, tuple(values)).fetchall()
+        sums = "sum(count), min(first), max(last), min(first_us), max(last_us)"
+        width = len(Use._fields)
+        texts: dict[int, str] = {}
+        for row in self._tallies(f"{', '.join(Use._fields)}, {sums}", named, hours, "GROUP BY id"):
+            use = Use(*(texts.get(number) or texts.setdefault(number, self._text(number)) for number in row[:width]))
+            yield Counted(use, -1, *row[width:])
 
-    def texts(self, field: str) -> list[str]:
-        """Every value that a field has had."""
-        return [text for (text,) in self._db.execute("SELECT text FROM word WHERE field = ?", (field,))]
+    def counted_by_hour(self, named: dict[str, str], hours: range) -> Iterator[tuple[int, str, int]]:
+        """The same as hour, ending and how many. Raises what `counted` raises."""
+        for hour, ending, times in self._tallies("hour, ending, sum(count)", named, hours, "GROUP BY hour, ending"):
+            yield hour, self._text(ending), times
+
+    def _tallies(self, what: str, named: dict[str, str], hours: range, group: str) -> Iterator[tuple[int, ...]]:
+        where, values = ["hour >= ?", "hour < ?"], [hours.start, hours.stop]  # type: tuple[list[str], list[str | int]]
+        for name, value in named.items():
+            if name == "person":
+                where.append("people IN (SELECT id FROM word WHERE field = 'people' AND instr(char(10) || text || char(10), ?))")
+                values.append(f"\n{value}\n")
+            else:
+                where.append(f"{name} IN (SELECT id FROM word WHERE field = ? AND text = ?)")  # noqa: S608  names of ours
+                values += [name, value]
+        statement = f"SELECT {what} FROM sort JOIN tally ON sort = id WHERE {' AND '.join(where)} {group}"  # noqa: S608  names of ours
+        try:
+            yield from self._db.execute(statement, values)
+        except sqlite3.DatabaseError as err:
+            self._is_damaged = not isinstance(err, sqlite3.OperationalError)
+            raise
+
+    def _text(self, number: int) -> str:
+        found = self._db.execute("SELECT text FROM word WHERE id = ?", (number,)).fetchone()
+        return str(found[0]) if found else ""
 
     def _blocks(self, choices: list[list[int]], block: int) -> list[tuple[int, int, int]]:
         """The next blocks that hold all words: number, and the first and last index where all may be said."""
@@ -206,18 +275,13 @@ class Catalog:
         ends: dict[Facts, list[int]] = {}
         tallies: dict[tuple[Facts, str, int], list[int]] = {}
         for index, time_us, _, leaf in rows:
-            facts, use, times = entry_of(leaf)
-            ends.setdefault(facts, [index, index])[1] = index
-            ending = facts.outcome
-            if facts.kind == "intent":
-                self._open_uses[use] = facts
+            entry = entry_of(leaf)
+            ends.setdefault(entry.facts, [index, index])[1] = index
+            facts = self._endings.asked(entry)
+            if facts is None:
                 continue
-            if facts.kind == "outcome":
-                facts = self._intent_of(use) or facts
-            elif facts.kind != "denial":
-                continue
-            tally = tallies.setdefault((facts, ending, time_us // 3_600_000_000), [0, index, index, time_us, time_us])
-            tally[0] += times
+            tally = tallies.setdefault((facts, entry.facts.outcome, time_us // HOUR_US), [0, index, index, time_us, time_us])
+            tally[0] += entry.times
             tally[2], tally[4] = index, time_us
         self._db.execute("BEGIN")
         self._write_places(rows[0][0] // BLOCK, ends)
@@ -242,12 +306,6 @@ class Catalog:
             [(self._sort(facts, ending), hour, *tally) for (facts, ending, hour), tally in tallies.items()],
         )
 
-    def _intent_of(self, use: str) -> Facts | None:
-        if use in self._open_uses:
-            return self._open_uses.pop(use)
-        row = self._record.execute("SELECT leaf FROM record WHERE use = ? AND use <> '' AND kind = 'intent'", (use,)).fetchone()
-        return entry_of(row[0]).facts if row else None
-
     def _numbers_of(self, facts: Facts) -> tuple[int, ...]:
         numbers = self._numbers_by_facts.get(facts)
         if numbers is None:
@@ -265,8 +323,7 @@ class Catalog:
     def _sort(self, facts: Facts, ending: str) -> int:
         number = self._sorts.get((facts, ending))
         if number is None:
-            use = facts.ended(ending) if ending else facts.refused()
-            parts = tuple(self._word(word) for word in zip(Use._fields, use, strict=True))
+            parts = tuple(self._word(word) for word in zip(Use._fields, facts.use(ending), strict=True))
             self._db.execute(f"INSERT OR IGNORE INTO sort VALUES (NULL{', ?' * len(parts)})", parts)  # noqa: S608  marks only
             names = " AND ".join(f"{name} = ?" for name in Use._fields)
             found = self._db.execute(f"SELECT id FROM sort WHERE {names}", parts).fetchone()  # noqa: S608  names of ours
@@ -331,5 +388,6 @@ class Catalog:
         self._covered, self._is_damaged = 0, False
 
     def _forget(self) -> None:
-        for known in (self._words, self._sorts, self._numbers_by_facts, self._open_uses):
+        for known in (self._words, self._sorts, self._numbers_by_facts):
             known.clear()
+        self._endings = Endings(self._record)

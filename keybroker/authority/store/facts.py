@@ -44,6 +44,14 @@ class _Request(msgspec.Struct, frozen=True):
     target: _Target = _Target()
 
 
+class _Envelope(msgspec.Struct, frozen=True):
+    payload: bytes = b""
+
+
+class _Statement(msgspec.Struct, frozen=True):
+    person: str = ""
+
+
 class _Body(msgspec.Struct, frozen=True):
     code: str = ""
     count: int = 1
@@ -80,6 +88,7 @@ class Facts(NamedTuple):
     Attributes:
         target: name of the key that was asked for, where `key` is empty because there is none.
         fields: content fields, `NAME=VALUE`.
+        people: who approved it.
         code: of a refusal.
     """
 
@@ -93,6 +102,7 @@ class Facts(NamedTuple):
     media_type: str
     fields: tuple[str, ...]
     grants: tuple[str, ...]
+    people: tuple[str, ...]
     svid: str
     svid_sha256: str
     address: str
@@ -114,18 +124,17 @@ class Facts(NamedTuple):
             ("algorithm", self.algorithm),
             *(("grant", grant) for grant in self.grants),
             *(("content", field) for field in self.fields),
+            *(("person", person) for person in self.people),
         )
         return (pair for pair in pairs if pair[1])
 
-    def ended(self, outcome: str) -> Use:
-        """The use that begins with this intent and ends like that."""
-        return self._use(outcome)
+    def is_named(self, named: dict[str, str]) -> bool:
+        """Whether this is of such a workload, key, certificate (`svid`), approver (`person`)."""
+        own = {"workload": self.workload, "key": self.key or self.target, "svid": self.svid}
+        return all(value in self.people if name == "person" else own[name] == value for name, value in named.items())
 
-    def refused(self) -> Use:
-        """What this denial refused."""
-        return self._use(f"refused: {self.code}")
-
-    def _use(self, ending: str) -> Use:
+    def use(self, outcome: str) -> Use:
+        """What was asked for, and how it ended: with this outcome, or, if that is empty, with a refusal."""
         return Use(
             workload=self.workload,
             key=self.key or self.target,
@@ -136,8 +145,8 @@ class Facts(NamedTuple):
             grants="\n".join(self.grants),
             svid=self.svid,
             address=self.address,
-            people="",
-            ending=ending,
+            people="\n".join(self.people),
+            ending=outcome or f"refused: {self.code}",
         )
 
 
@@ -159,9 +168,11 @@ class _Leaf(msgspec.Struct, frozen=True):
     decision: _Decision
     request: _Request
     body: _Body
+    approvals: tuple[_Envelope, ...]
 
 
 _decode = msgspec.json.Decoder(_Leaf).decode
+_statement = msgspec.json.Decoder(_Statement).decode
 
 
 def entry_of(leaf: bytes) -> Entry:
@@ -184,6 +195,7 @@ def entry_of(leaf: bytes) -> Entry:
         content.media_type,
         tuple(f"{name}={value}" for name, value in sorted(content.fields.items())) if content.fields else (),
         read.decision.grants,
+        tuple(sorted({_person(each) for each in read.approvals} - {""})) if read.approvals else (),
         svid.serial,
         svid.sha256,
         svid.address,
@@ -191,3 +203,11 @@ def entry_of(leaf: bytes) -> Entry:
         read.body.code if read.kind == "denial" else "",
     )
     return Entry(facts, read.use, read.body.count)
+
+
+def _person(envelope: _Envelope) -> str:
+    """Whose approval it is, as it says itself."""
+    try:
+        return _statement(envelope.payload).person
+    except msgspec.MsgspecError:
+        return ""

@@ -6,6 +6,7 @@ next one goes on from there. So no question, however rare what it asks for, keep
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from keybroker.audit.merkle import Nodes
 from keybroker.audit.tiles import Tile, nodes_from
 from keybroker.authority.operations import End
 from keybroker.authority.store import opening, tree
-from keybroker.authority.store.catalog import BLOCK, Catalog, Wanted
+from keybroker.authority.store.catalog import BLOCK, HOUR_US, Catalog, Counted, Endings, Wanted
 from keybroker.authority.store.facts import entry_of
 from keybroker.authority.store.faults import name_of, unavailable
 from keybroker.authority.store.operation_tables import OperationRow, made_of
@@ -184,6 +185,49 @@ class Reader:
             if time.monotonic() > deadline and span.stop < high:
                 return Page(tuple(leaves), span.stop - 1)
         return Page(tuple(leaves), None)
+
+    def end(self) -> tuple[int, int]:
+        """How many records there are, and the time of the last, microseconds since the epoch."""
+        row = self._first("SELECT idx, time_us FROM record ORDER BY idx DESC LIMIT 1")
+        return (row[0] + 1, row[1]) if row else (0, 0)
+
+    def counted(self, named: dict[str, str], since_us: int, until_us: int) -> Iterator[Counted]:
+        """Uses that ended, and refusals, in a time: whole hours from the catalog, the rest from the record.
+
+        Args:
+            named: parts of a use that must be so: `workload`, `key`, `svid`, `person`.
+            since_us: not earlier, microseconds since the epoch.
+            until_us: earlier than this.
+        """
+        hours = _whole_hours(since_us, until_us)
+        covered = 0
+        if self._catalog is not None and hours:
+            with _catalog_errors():
+                yield from self._catalog.counted(named, hours)
+            covered = self._catalog.covered
+        low, high = self._first_at(since_us), min(self._first_at(until_us), self._size())
+        first, last = (self._first_at(hour * HOUR_US) for hour in (hours.start, hours.stop)) if hours else (high, high)
+        for places in (range(low, min(first, high)), range(max(covered, first), min(last, high)), range(max(last, low), high)):
+            yield from self._counted_in(named, places)
+
+    def counted_by_hour(self, named: dict[str, str], since_us: int, until_us: int) -> list[tuple[int, str, int]]:
+        """The whole hours among them that the catalog covers: hour since 1970, ending, how many."""
+        hours = _whole_hours(since_us, until_us)
+        if self._catalog is None or not hours:
+            return []
+        with _catalog_errors():
+            return list(self._catalog.counted_by_hour(named, hours))
+
+    def _counted_in(self, named: dict[str, str], places: range) -> Iterator[Counted]:
+        """The same, read off the records of some places."""
+        endings = Endings(self._db)
+        for start in range(places.start, places.stop, BLOCK):
+            rows = self._rows("SELECT idx, time_us, leaf FROM record WHERE idx >= ? AND idx < ?", (start, min(start + BLOCK, places.stop)))
+            for index, time_us, leaf in rows:
+                entry = entry_of(leaf)
+                asked = endings.asked(entry)
+                if asked is not None and asked.is_named(named):
+                    yield Counted(asked.use(entry.facts.outcome), time_us // HOUR_US, entry.times, index, index, time_us, time_us)
 
     def leaf(self, index: int) -> bytes | None:
         """The record at one position, or None."""
@@ -351,3 +395,16 @@ def _fitting(wanted: RecordFilter) -> Callable[[bytes], bool]:
         )
 
     return is_fitting
+
+
+def _whole_hours(since_us: int, until_us: int) -> range:
+    return range(-(-since_us // HOUR_US), until_us // HOUR_US)
+
+
+@contextlib.contextmanager
+def _catalog_errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as err:
+        _log.exception("the catalog cannot be read", reason=name_of(err))
+        raise AuditUnavailableError("The catalog of the record cannot be read now; ask again soon.", retry_after=5) from err

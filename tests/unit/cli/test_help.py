@@ -44,7 +44,7 @@ def test_commands_are_those_of_the_contract() -> None:
         "freeze", "unfreeze", "freezes", "break-glass open", "break-glass close", "break-glass list",
         "policy live", "policy propose", "keys list", "keys show", "keys public",
         "operations list", "operations show", "operations approve", "operations deny", "operations redeem",
-        "audit tail", "audit query", "audit show", "audit check",
+        "audit tail", "audit query", "audit show", "audit impact", "audit check",
         "clock show", "clock acknowledge",
         "policy check", "policy test", "policy simulate", "policy diff", "policy replay", "policy bundle", "policy shadow",
         "audit export", "audit verify", "audit prove", "audit cosign", "audit log-key", "witness",

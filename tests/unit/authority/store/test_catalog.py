@@ -131,12 +131,10 @@ def test_uses_are_counted_by_how_they_ended_and_refusals_by_how_many(reader: Rea
             expected[record["trail"]["id"], record["key"]["name"], record["outcome"]] += 1
         elif record["kind"] == "denial":
             expected[record["trail"]["id"], record["key"]["name"], "refused: denied"] += record["body"]["count"]
-    rows = catalog.tallies(
-        "SELECT w.text, k.text, e.text, sum(count) FROM tally JOIN sort ON sort.id = sort JOIN word w ON w.id = workload"
-        " JOIN word k ON k.id = key JOIN word e ON e.id = ending GROUP BY 1, 2, 3",
-        (),
-    )
-    assert {(w, k, e): count for w, k, e, count in rows} == expected
+    found: Counter[tuple[str, str, str]] = Counter()
+    for each in catalog.counted({}, range(10**6)):
+        found[each.use.workload, each.use.key, each.use.ending] += each.times
+    assert found == expected
 
 
 def test_catalog_goes_on_where_it_ended(state: Path, reader: Reader) -> None:
