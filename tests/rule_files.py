@@ -13,6 +13,8 @@ from keybroker.authority.policy.grants import Rules
 from keybroker.model.key import Algorithm
 
 OPERATIONS = ("sign", "sign-digest", "read-key", "read-audit")
+ROLE_OPERATIONS = ("freeze", "unfreeze", "admin-policy", "break-glass")
+TOKENS = ("blue", "green")
 ALGORITHMS = tuple(each.value for each in Algorithm)
 KEYS = ("orders", "release", "a", "0", "1e3", "true")
 SEGMENTS = ("payments", "api", "ci", "a", "007", "-")
@@ -96,6 +98,20 @@ def grants(draw: st.DrawFn, number: int) -> dict[str, Any]:
 
 
 @st.composite
+def role_grants(draw: st.DrawFn, number: int, waivable: tuple[str, ...]) -> dict[str, Any]:
+    """One grant of acts that makes sense."""
+    operations = draw(lists(ROLE_OPERATIONS if waivable else ROLE_OPERATIONS[:3]))
+    made: dict[str, Any] = {"id": f"r{number}", "workloads": draw(many_patterns), "operations": operations}
+    if not {"freeze", "unfreeze"}.isdisjoint(operations):
+        what = draw(lists(("keys", "tokens", "subjects")))
+        chosen = {"keys": keys, "tokens": st.one_of(st.just(["*"]), lists(TOKENS)), "subjects": many_patterns}
+        made |= {name: draw(chosen[name]) for name in what}
+    if "break-glass" in operations:
+        made["waives"] = draw(lists(waivable))
+    return made
+
+
+@st.composite
 def denies(draw: st.DrawFn, number: int) -> dict[str, Any]:
     """One deny that makes sense."""
     made: dict[str, Any] = {"id": f"d{number}", "workloads": draw(many_patterns)}
@@ -110,9 +126,12 @@ def denies(draw: st.DrawFn, number: int) -> dict[str, Any]:
 @st.composite
 def rule_files(draw: st.DrawFn) -> str:
     """A grant file; JSON is YAML."""
+    made = [draw(grants(number)) for number in range(draw(st.integers(0, 6)))]
+    waivable = tuple(each["id"] for each in made if not {"sign", "sign-digest"}.isdisjoint(each["operations"]))
+    made += [draw(role_grants(number, waivable)) for number in range(draw(st.integers(0, 2)))]
     return json.dumps(
         {
-            "grants": [draw(grants(number)) for number in range(draw(st.integers(0, 6)))],
+            "grants": made,
             "denies": [draw(denies(number)) for number in range(draw(st.integers(0, 2)))],
             "networks": {name: [f"192.0.2.{number}"] for number, name in enumerate(NETWORKS)},
             "people": PEOPLE,
@@ -124,6 +143,15 @@ def rule_files(draw: st.DrawFn) -> str:
 def rules_of(text: str) -> Rules:
     """As a broker loads it."""
     return loader.load_texts({Path("a.yaml"): text.encode()}, frozenset(KEYS))
+
+
+ACT_TARGETS = tuple(
+    {"kind": kind, "id": name}
+    for kind, names in {
+        "key": KEYS, "token": TOKENS, "workload": ("",), "everything": ("",), "policy": ("",), "grant": ("g0", "g1"), "any": ("",),
+    }.items()
+    for name in names
+)  # fmt: skip
 
 
 texts = st.one_of(st.just(""), st.text(st.characters(exclude_categories=["Cs"]), max_size=8))
@@ -143,7 +171,7 @@ def spiffe_id(identity: tuple[str, list[str]]) -> str:
 def requests(draw: st.DrawFn) -> dict[str, Any]:
     """A whole policy input; also some that no caller could bring about."""
     caller = draw(identities())
-    operation = draw(st.sampled_from((*OPERATIONS, "approve", "")))
+    operation = draw(st.sampled_from((*OPERATIONS, *ROLE_OPERATIONS, "approve", "")))
     is_trail = operation == "read-audit" and draw(st.integers(0, 9)) > 0
     own, other = spiffe_id(caller), spiffe_id(draw(identities()))
     key = draw(st.one_of(st.sampled_from(KEYS), texts))
@@ -154,6 +182,7 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
         "principal": {"present": False, "issuer": "", "subject": "", "groups": [], "chain": []},
         "operation": operation,
         "target": {"kind": "trail", "id": "", "workload": draw(st.sampled_from((own, other, "")))} if is_trail
+        else draw(st.sampled_from(ACT_TARGETS)) | {"workload": draw(st.sampled_from(("", other)))} if operation in ROLE_OPERATIONS
         else {"kind": draw(st.sampled_from(("key", "key", "key", ""))), "id": key, "workload": ""},
         "key": {"name": key, "version": draw(st.integers(0, 2**53 - 1)), "family": "ec-p256", "labels": {draw(texts): draw(texts)}},
         "algorithm": draw(st.sampled_from((*ALGORITHMS, ""))),

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -21,6 +22,7 @@ from keybroker.model.call import (
     ApprovalView,
     Approve,
     AskFreeze,
+    AskImpact,
     AskUnfreeze,
     BatchReply,
     BreakGlass,
@@ -28,6 +30,7 @@ from keybroker.model.call import (
     CloseGlass,
     Explain,
     ExplainReply,
+    ExportLog,
     FreezeReply,
     FreezesReply,
     GlassesReply,
@@ -38,6 +41,7 @@ from keybroker.model.call import (
     ListFreezes,
     ListGlasses,
     ListOperations,
+    LogReply,
     OperationReply,
     OperationsReply,
     Pending,
@@ -45,14 +49,18 @@ from keybroker.model.call import (
     PolicyReply,
     Problem,
     ProposePolicy,
+    ProveConsistency,
+    ProveInclusion,
     PublicVersion,
     QueryRecords,
     RecordsReply,
     Redeem,
+    ShowCheckpoint,
     ShowKey,
     ShowOperation,
     ShowPolicy,
     ShowRecord,
+    ShowTile,
     Sign,
     SignBatch,
     Signed,
@@ -61,6 +69,7 @@ from keybroker.model.call import (
     WhoamiReply,
 )
 from keybroker.model.freeze import Freeze
+from keybroker.model.impact import Impact, Tally
 from keybroker.wire import Channel, Listener
 from tests.approvals import SUBJECT
 
@@ -138,6 +147,18 @@ class FakeAuthority:
                 return PolicyReply(1, "00", "11", "2026-11-25T08:00:00.000000Z", {"a.yaml": "grants: []"})
             case ProposePolicy():
                 return PolicyChanged(2, "22", "33")
+            case AskImpact(question):
+                tally = Tally(0, 0, 0, -1, -1, "", "")
+                nothing = Impact("example.org/log", question, 0, "", tally, {}, (), (), (), (), (), (), (), (), (), (), {})
+                return LogReply(msgspec.json.encode(nothing), "application/json")
+            case ProveConsistency():
+                return LogReply(b'{"old":1,"size":2,"proof":[]}', "application/json")
+            case ShowTile():
+                return LogReply(b"\x00" * 32, "application/octet-stream")
+            case ExportLog():
+                return LogReply(b'{"v":1}\n', "application/x-ndjson")
+            case ShowCheckpoint() | ProveInclusion():
+                return LogReply(b"example.org/log\n", "text/plain")
             case QueryRecords() | ShowRecord():
                 return RecordsReply((b'{"v":1}',), "")
             case Sign() | SignBatch() | Explain() | ShowKey():

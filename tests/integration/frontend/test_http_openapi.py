@@ -25,6 +25,10 @@ BODIES = {
     "NoteBody": {"note": "as planned"},
     "FreezeBody": {"everything": True, "reason": "incident 7"},
 }
+QUERIES = {"/v1/audit/proof/inclusion": "?index=1", "/v1/audit/proof/consistency": "?old=1", "/v1/audit/impact": "?key=orders"}
+NAMES = {
+    "key": "orders", "index": 1, "operation": "01JDGQ4F8M3Z6T9W2X5Y7ABCDE", "freeze": FREEZE.id, "glass": FREEZE.id, "path": "0/000",
+}  # fmt: skip
 METHODS = ["get", "head", "options", "post", "put", "patch", "delete", "trace"]
 
 
@@ -39,7 +43,7 @@ def operations(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]
 
 
 def ask(served: Served, path: str, method: str, operation: dict[str, Any]) -> Answered:
-    target = path.format(key="orders", index=1, operation="01JDGQ4F8M3Z6T9W2X5Y7ABCDE", freeze=FREEZE.id, glass=FREEZE.id)
+    target = path.format(**NAMES) + QUERIES.get(path, "")
     fields, body = [], None
     if "requestBody" in operation:
         (media_type,) = operation["requestBody"]["content"]
@@ -56,7 +60,7 @@ def check(document: dict[str, Any], operation: dict[str, Any], answer: Answered)
         response = document["components"]["responses"][response["$ref"].rpartition("/")[2]]
     media_type = answer.headers["content-type"].partition(";")[0]
     schema = response["content"][media_type]["schema"]
-    shown = json.loads(answer.body) if media_type.endswith("json") else answer.body.decode()
+    shown = json.loads(answer.body) if media_type.endswith(("/json", "+json")) else answer.body.decode()
     jsonschema.Draft202012Validator({**schema, "components": document["components"]}).validate(shown)
 
 
