@@ -136,7 +136,7 @@ class Reads:
         if ask.key_version and not ask.key:
             raise InvalidError("A key version is one of a key.", pointers=(("/key_version", "give `key` too"),))
         if pattern is None:
-            trail, decision = await self._allowed_trail(asker, ask.workload)
+            trail, decision = await self.allowed(asker, ask.workload)
             trails: tuple[str, ...] | None = (trail,) if trail else None
         else:
             trail, decision = "", await self._allowed_whole(asker)
@@ -180,7 +180,7 @@ class Reads:
             raise InvalidError("The workload is not a SPIFFE ID.", pointers=(("/workload", "one workload, not a pattern"),))
         question = msgspec.structs.replace(question, svid=question.svid.lower())
         if question.workload:
-            _, decision = await self._allowed_trail(asker, question.workload)
+            _, decision = await self.allowed(asker, question.workload)
         else:
             decision = await self._allowed_whole(asker)
         given = {name: value for name, value in msgspec.structs.asdict(question).items() if value}
@@ -208,20 +208,16 @@ class Reads:
         await self._record_read(asker, _audit_input(asker, trail), decision, what=f"record {ask.index}")
         return RecordsReply((leaf,), "")
 
+    async def note(self, asker: Asker, trail: str, decision: Decision, what: str) -> None:
+        """It is read: on record before anything is shown."""
+        await self._record_read(asker, _audit_input(asker, trail), decision, what=what)
+
     async def allowed(self, asker: Asker, workload: str) -> tuple[str, Decision]:
         """Which trail the caller may read, empty for the whole record: what was asked for, or else its own; and the decision.
 
         Raises:
             DeniedError: it may not; on record.
         """
-        return await self._allowed_trail(asker, workload)
-
-    async def note(self, asker: Asker, trail: str, decision: Decision, what: str) -> None:
-        """It is read: on record before anything is shown."""
-        await self._record_read(asker, _audit_input(asker, trail), decision, what=what)
-
-    async def _allowed_trail(self, asker: Asker, workload: str) -> tuple[str, Decision]:
-        """The trail that may be read, empty for the whole record: what was asked for, or else the caller's own."""
         decision = await self._may_read_trail(asker, workload)
         if decision.verdict is Verdict.DENY and not workload:
             workload = asker.caller.id.text

@@ -21,9 +21,9 @@ from keybroker.authority.policy import loader
 from keybroker.authority.policy.bundle import MAX_BUNDLE_BYTES, PolicyBundle
 from keybroker.authority.policy.bundle_source import BundleSource, source_of
 from keybroker.authority.policy.compiler import compile_rules
-from keybroker.authority.policy.engine import OPA, EmbeddedEngine, PolicyEngine
+from keybroker.authority.policy.engine import OPA, EmbeddedEngine
 from keybroker.authority.policy.grants import Rules
-from keybroker.authority.policy.holder import BUILT_IN, Candidate
+from keybroker.authority.policy.holder import BUILT_IN, Candidate, HeldRules
 from keybroker.authority.policy.opa_address import OpaAddress
 from keybroker.authority.policy.opa_engine import OpaEngine, Server
 from keybroker.authority.policy.signatures import BundleKeys
@@ -47,14 +47,14 @@ class BundleCandidate(Candidate):
     bundle: PolicyBundle
 
 
-class BundleHolder:
+class BundleHolder(HeldRules[BundleCandidate]):
     """Holds the live rules, and looks whether its source has a newer bundle."""
 
     def __init__(self, maker: _Maker, source: BundleSource, kept: Path, live: BundleCandidate) -> None:
+        super().__init__(live)
         self._maker = maker
         self._source = source
         self._kept = kept
-        self._live = live
         self._pending: BundleCandidate | None = None
         self._pending_since = 0.0
         self._refused = ""  # what is wrong with the bundle that the source has now
@@ -93,16 +93,6 @@ class BundleHolder:
         return made
 
     @property
-    def engine(self) -> PolicyEngine:
-        """The live rules."""
-        return self._live.engine
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What is allowed in the live rules but probably not meant."""
-        return self._live.rules.warnings
-
-    @property
     def problems(self) -> tuple[str, ...]:
         """Why the live rules are not the newest; empty while they are, or could be."""
         return tuple(line for text in (self._trouble, self._refused, self._overdue()) for line in text.splitlines())
@@ -116,18 +106,6 @@ class BundleHolder:
     def revision(self) -> int:
         """Of the bundle that is in force."""
         return self._live.bundle.revision
-
-    def networks_of(self, address: str) -> tuple[str, ...]:
-        """The named networks that an address is in."""
-        return self._live.rules.networks_of(address)
-
-    def person_of(self, spiffe_id: str) -> str:
-        """The name of the person behind an identity; empty if it is nobody's."""
-        return self._live.rules.person_of(spiffe_id)
-
-    def people_of(self, groups: tuple[str, ...]) -> tuple[str, ...]:
-        """Everybody in these groups, by name."""
-        return self._live.rules.people_of(groups)
 
     async def refresh(self) -> BundleCandidate | None:
         """The rules of a newer bundle, if there is one that can be used, and where OPA decides: if OPA has it too."""

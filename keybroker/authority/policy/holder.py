@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from keybroker.authority.policy import loader
 from keybroker.authority.policy.compiler import compile_rules
@@ -35,6 +35,9 @@ class Candidate:
     def digest(self) -> str:
         """Of the whole policy, lower-case hex SHA-256."""
         return self.engine.digest
+
+
+_C = TypeVar("_C", bound=Candidate)
 
 
 class LivePolicy(Protocol):
@@ -89,14 +92,58 @@ class LivePolicy(Protocol):
         ...
 
 
-class PolicyHolder:
+async def compiled_policy(path: Path | None) -> WasmModule:
+    """A compiled policy; the one that is built in if no file is named.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    path = path or BUILT_IN
+    try:
+        data = path.read_bytes()
+    except OSError as err:
+        msg = f"{path}: cannot be read: {err.strerror}"
+        raise ConfigError(msg) from err
+    return await asyncio.to_thread(WasmModule, data, str(path))
+
+
+class HeldRules(Generic[_C]):
+    """What is asked of the live rules, wherever they come from."""
+
+    def __init__(self, live: _C) -> None:
+        self._live = live
+
+    @property
+    def engine(self) -> PolicyEngine:
+        """The live rules."""
+        return self._live.engine
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed in the live rules but probably not meant."""
+        return self._live.rules.warnings
+
+    def networks_of(self, address: str) -> tuple[str, ...]:
+        """The named networks that an address is in."""
+        return self._live.rules.networks_of(address)
+
+    def person_of(self, spiffe_id: str) -> str:
+        """The name of the person behind an identity; empty if it is nobody's."""
+        return self._live.rules.person_of(spiffe_id)
+
+    def people_of(self, groups: tuple[str, ...]) -> tuple[str, ...]:
+        """Everybody in these groups, each once, in order of name."""
+        return self._live.rules.people_of(groups)
+
+
+class PolicyHolder(HeldRules[Candidate]):
     """Holds the live rules, and looks whether the files have others."""
 
     def __init__(self, directory: Path, module: WasmModule, known_keys: frozenset[str], live: Candidate) -> None:
+        super().__init__(live)
         self._directory = directory
         self._module = module
         self._known_keys = known_keys
-        self._live = live
         self._looked_at = live.signature
         self._is_settled = False
         self._problems: tuple[str, ...] = ()
@@ -113,25 +160,9 @@ class PolicyHolder:
         Raises:
             ConfigError: they cannot be used.
         """
-        path = module or BUILT_IN
-        try:
-            data = path.read_bytes()
-        except OSError as err:
-            msg = f"{path}: cannot be read: {err.strerror}"
-            raise ConfigError(msg) from err
-        compiled = await asyncio.to_thread(WasmModule, data, str(path))
+        compiled = await compiled_policy(module)
         live = await asyncio.to_thread(_build, directory, compiled, known_keys, _signature(directory))
         return cls(directory, compiled, known_keys, live)
-
-    @property
-    def engine(self) -> PolicyEngine:
-        """The live rules."""
-        return self._live.engine
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What is allowed in the live rules but probably not meant."""
-        return self._live.rules.warnings
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -142,18 +173,6 @@ class PolicyHolder:
     def outage(self) -> str:
         """Why the live rules could not decide; in this process they always can."""
         return ""
-
-    def networks_of(self, address: str) -> tuple[str, ...]:
-        """The named networks that an address is in."""
-        return self._live.rules.networks_of(address)
-
-    def person_of(self, spiffe_id: str) -> str:
-        """The name of the person behind an identity; empty if it is nobody's."""
-        return self._live.rules.person_of(spiffe_id)
-
-    def people_of(self, groups: tuple[str, ...]) -> tuple[str, ...]:
-        """Everybody in these groups, by name."""
-        return self._live.rules.people_of(groups)
 
     async def refresh(self) -> Candidate | None:
         """Other rules, if the files have changed and can be used. Costs a few stat calls while they have not.

@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from keybroker.authority.policy import loader
-from keybroker.authority.policy.engine import PolicyEngine
 from keybroker.authority.policy.grants import Quorum, Rules
-from keybroker.authority.policy.holder import BUILT_IN, Candidate, build
+from keybroker.authority.policy.holder import Candidate, HeldRules, build, compiled_policy
 from keybroker.authority.policy.wasm import WasmModule
 from keybroker.errors import ConfigError
 
 
-class StoredPolicy:
+class StoredPolicy(HeldRules[Candidate]):
     """Holds the live rules; looks nowhere else for other ones.
 
     Args:
@@ -25,9 +24,9 @@ class StoredPolicy:
     """
 
     def __init__(self, module: WasmModule, known_keys: frozenset[str], live: Candidate) -> None:
+        super().__init__(live)
         self._module = module
         self._known_keys = known_keys
-        self._live = live
 
     @classmethod
     async def load(cls, files: Mapping[str, str], module: Path | None, known_keys: frozenset[str]) -> StoredPolicy:
@@ -41,19 +40,8 @@ class StoredPolicy:
         Raises:
             ConfigError: they cannot be used.
         """
-        path = module or BUILT_IN
-        try:
-            data = path.read_bytes()
-        except OSError as err:
-            msg = f"{path}: cannot be read: {err.strerror}"
-            raise ConfigError(msg) from err
-        compiled = await asyncio.to_thread(WasmModule, data, str(path))
+        compiled = await compiled_policy(module)
         return cls(compiled, known_keys, await asyncio.to_thread(_built, files, compiled, known_keys))
-
-    @property
-    def engine(self) -> PolicyEngine:
-        """The live rules."""
-        return self._live.engine
 
     @property
     def rules(self) -> Rules:
@@ -66,26 +54,9 @@ class StoredPolicy:
         return ()
 
     @property
-    def warnings(self) -> tuple[str, ...]:
-        """What is allowed in the live rules but probably not meant."""
-        return self._live.rules.warnings
-
-    @property
     def outage(self) -> str:
         """Why the live rules could not decide; in this process they always can."""
         return ""
-
-    def networks_of(self, address: str) -> tuple[str, ...]:
-        """The named networks that an address is in."""
-        return self._live.rules.networks_of(address)
-
-    def person_of(self, spiffe_id: str) -> str:
-        """The person behind an identity; empty if it is nobody's."""
-        return self._live.rules.person_of(spiffe_id)
-
-    def people_of(self, groups: tuple[str, ...]) -> tuple[str, ...]:
-        """Everybody in these groups, each once, in order of name."""
-        return self._live.rules.people_of(groups)
 
     async def refresh(self) -> Candidate | None:
         """Nothing: other rules come as proposals."""
