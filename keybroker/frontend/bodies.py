@@ -35,8 +35,6 @@ class Redemption(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     message: bytes | msgspec.UnsetType = msgspec.UNSET
 
 
-_decode_envelope = msgspec.json.Decoder(Envelope).decode
-_decode_redemption = msgspec.json.Decoder(Redemption).decode
 _decode_sign = msgspec.json.Decoder(SignBody).decode
 _decode_batch = msgspec.json.Decoder(_Batch).decode
 _JSON = re.compile(rb'application/json(?:[ \t]*;[ \t]*charset="?utf-8"?)?', re.IGNORECASE)
@@ -76,11 +74,7 @@ def json_body(data: bytes, type_: type[T]) -> T:
         MalformedError: not JSON, or JSON that could be read in two ways.
         InvalidError: JSON, but not of this type.
     """
-    _read_strictly(data)
-    try:
-        return msgspec.json.decode(data, type=type_)
-    except msgspec.ValidationError as err:
-        _refuse(err)
+    return _strictly(data, type_)[1]
 
 
 def require_json(types: Sequence[bytes]) -> None:
@@ -126,15 +120,7 @@ def approval(data: bytes) -> bytes:
         MalformedError: not JSON, or JSON that could be read in two ways.
         InvalidError: JSON, but not an envelope.
     """
-    try:
-        envelope = _decode_envelope(data)
-    except msgspec.ValidationError as err:
-        _read_strictly(data)
-        _refuse(err)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as err:
-        raise _malformed() from err
-    _read_strictly(data)
-    return canonical(envelope)
+    return canonical(json_body(data, Envelope))
 
 
 def redemption(data: bytes) -> bytes | None:
@@ -144,14 +130,7 @@ def redemption(data: bytes) -> bytes | None:
         MalformedError: not JSON, or JSON that could be read in two ways.
         InvalidError: JSON, but not a redemption.
     """
-    try:
-        body = _decode_redemption(data)
-    except msgspec.ValidationError as err:
-        _read_strictly(data)
-        _refuse(err)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as err:
-        raise _malformed() from err
-    value = _read_strictly(data)
+    value, body = _strictly(data, Redemption)
     if not isinstance(body.message, bytes):
         return None
     _refuse_second_spelling("message", value, body.message)
@@ -188,6 +167,15 @@ def _refuse_second_spelling(name: str, value: dict[str, Any], content: bytes) ->
 def _last_quantum(content: bytes) -> bytes:
     """The last four digits of the base64 of some bytes."""
     return b2a_base64(content[-(len(content) % 3 or 3) :], newline=False)
+
+
+def _strictly(data: bytes, type_: type[T]) -> tuple[Any, T]:
+    """A body as JSON that can be read in one way only, and as its type."""
+    value = _read_strictly(data)
+    try:
+        return value, msgspec.json.decode(data, type=type_)
+    except msgspec.ValidationError as err:
+        _refuse(err)
 
 
 def _read_strictly(data: bytes) -> Any:
